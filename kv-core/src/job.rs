@@ -1,0 +1,136 @@
+//! What the planner asks the hands to do, and how a hand says that it could not.
+//!
+//! Plain data: jobs can be sent to another thread or process. Hands know slots, places and job ids and
+//! nothing else.
+
+use crate::ids::{JobId, SegmentId, SlotId};
+use crate::key::BlockKey;
+use crate::units::Generation;
+use crate::verified::{Mismatch, RecordIdentity};
+
+/// Where a record lies in the NVMe log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The segment.
+    pub segment: SegmentId,
+    /// The life of that segment in which the record was, or will be, written.
+    pub generation: Generation,
+    /// Position in the segment, 0-based; every record of a log has the same size.
+    pub index: u32,
+}
+
+/// What a record header says beside its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordMeta {
+    /// Whose bytes these are.
+    pub identity: RecordIdentity,
+    /// Key of the preceding block of the chain, so that recovery can rebuild the tree.
+    pub parent: BlockKey,
+    /// Position in the chain, 0 for the first block.
+    pub depth: u32,
+}
+
+/// One record found by recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredRecord {
+    /// Where it lies.
+    pub place: Place,
+    /// What it is.
+    pub meta: RecordMeta,
+}
+
+/// One indivisible piece of work for a hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Copy a block from HBM to a host slot.
+    Offload {
+        /// Source.
+        hbm: SlotId,
+        /// Destination.
+        host: SlotId,
+    },
+    /// Copy a block from a host slot to HBM.
+    Onboard {
+        /// Source.
+        host: SlotId,
+        /// Destination.
+        hbm: SlotId,
+    },
+    /// Write a host slot as a record. Its segment was opened before and is not sealed yet.
+    Write {
+        /// Source.
+        host: SlotId,
+        /// Destination.
+        place: Place,
+        /// What to put in the header.
+        record: RecordMeta,
+    },
+    /// Read a record into a host slot and verify it.
+    Read {
+        /// Source.
+        place: Place,
+        /// Destination.
+        host: SlotId,
+        /// What the header must say.
+        expect: RecordIdentity,
+    },
+    /// Start a new life of a segment: durable before any record of that generation is written.
+    OpenSegment {
+        /// Which.
+        segment: SegmentId,
+        /// The new generation.
+        generation: Generation,
+    },
+    /// No more records will come: make the segment durable and write its index.
+    SealSegment {
+        /// Which.
+        segment: SegmentId,
+        /// Its current generation.
+        generation: Generation,
+    },
+}
+
+/// Which queue a job may overtake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// A request waits for it.
+    Demand,
+    /// Nobody waits for it.
+    WriteBack,
+}
+
+/// An [`Op`] with its name and its place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Returned with the completion.
+    pub id: JobId,
+    /// What to do.
+    pub op: Op,
+    /// How soon.
+    pub urgency: Urgency,
+}
+
+/// Why a job failed. The block it was for is not readable at its destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// The operating system refused; the number is `errno`.
+    #[error("input/output error (errno {0})")]
+    Io(i32),
+    /// Fewer bytes than asked for.
+    #[error("short transfer: {done} of {asked} bytes")]
+    Short {
+        /// Bytes asked for.
+        asked: usize,
+        /// Bytes transferred.
+        done: usize,
+    },
+    /// The bytes are not the ones that were asked for.
+    #[error("refused: {0}")]
+    Refused(#[from] Mismatch),
+    /// The destination is full.
+    #[error("no space left")]
+    NoSpace,
+    /// The tier or device is closed or marked down.
+    #[error("the tier is down")]
+    Down,
+}

@@ -1,0 +1,12 @@
+//! The brain of kvtier.
+#![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod job;
+pub mod key;
+pub mod policy;
+pub mod tier;
+pub mod units;
+mod verified;
+
+pub use verified::{Mismatch, RecordIdentity, Verified, payload_checksum};
