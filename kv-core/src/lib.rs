@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ids;
+pub mod index;
 pub mod job;
 pub mod key;
 pub mod policy;
