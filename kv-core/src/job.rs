@@ -6,7 +6,7 @@
 use crate::ids::{JobId, SegmentId, SlotId};
 use crate::key::BlockKey;
 use crate::units::Generation;
-use crate::verified::{Mismatch, RecordIdentity};
+use crate::verified::{Mismatch, RecordIdentity, Verified};
 
 /// Where a record lies in the NVMe log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +37,17 @@ pub struct RecoveredRecord {
     pub place: Place,
     /// What it is.
     pub meta: RecordMeta,
+}
+
+/// A segment as recovery found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredSegment {
+    /// Which.
+    pub segment: SegmentId,
+    /// Its latest generation. The next life gets a higher one.
+    pub generation: Generation,
+    /// False when it holds nothing that could be served.
+    pub occupied: bool,
 }
 
 /// One indivisible piece of work for a hand.
@@ -133,4 +144,10 @@ pub enum TransferError {
     /// The tier or device is closed or marked down.
     #[error("the tier is down")]
     Down,
+}
+
+/// Takes the reports of hands. Called from the hands' own threads, once for each job they took on.
+pub trait CompletionSink: Send + Sync {
+    /// The job has ended; `Ok` carries the proof that its bytes arrived.
+    fn complete(&self, job: JobId, result: Result<Verified, TransferError>);
 }

@@ -107,17 +107,26 @@ impl PrefixIndex {
         self.table.find(key, |n| self.nodes[n.0 as usize].key == key)
     }
 
-    /// The node of `key`, made if it is not there. `parent` is the node of the preceding block; it is
-    /// linked even when the node existed as a placeholder without one.
+    /// The node of `key`, made if it is not there; `None` if the key belongs to another namespace. `parent`
+    /// is the node of the preceding block; it is linked even when the node existed as a placeholder
+    /// without one.
     pub fn ensure(
         &mut self,
         key: BlockKey,
         parent: Option<NodeId>,
         depth: u32,
         namespace: NamespaceIndex,
-    ) -> NodeId {
+    ) -> Option<NodeId> {
+        // A link goes from depth d to d + 1 and no other way, so that no log, however wrong, makes a circle.
+        let parent = parent.filter(|p| self.depth(*p).checked_add(1) == Some(depth));
         if let Some(found) = self.get(key) {
-            return found;
+            if self.namespace(found) != namespace {
+                return None;
+            }
+            if let Some(parent) = parent {
+                self.adopt(found, parent);
+            }
+            return Some(found);
         }
         let node = Node {
             key,
@@ -145,16 +154,16 @@ impl PrefixIndex {
         };
         let nodes = &self.nodes;
         self.table.insert(key, NodeId(id), |n| nodes[n.0 as usize].key);
-        NodeId(id)
+        Some(NodeId(id))
     }
 
-    /// Gives a placeholder that recovery made its place in the tree. Does nothing if it has a parent.
-    pub fn adopt(&mut self, node: NodeId, parent: NodeId, depth: u32) {
-        if self.node(node).parent != NONE || node == parent {
+    /// Gives a placeholder that recovery made its place in the tree. Does nothing if it has a parent, or if
+    /// the depths do not fit.
+    fn adopt(&mut self, node: NodeId, parent: NodeId) {
+        if self.node(node).parent != NONE || self.depth(parent).checked_add(1) != Some(self.depth(node)) {
             return;
         }
         self.node_mut(node).parent = parent.0;
-        self.node_mut(node).depth = depth;
         self.node_mut(parent).links += 1;
         for tier in Tier::ALL {
             if self.node(node).slots[tier] != NONE {
@@ -303,7 +312,7 @@ mod tests {
         let mut parent = None;
         let mut nodes = Vec::new();
         for (depth, id) in ids.iter().enumerate() {
-            let node = index.ensure(key(*id), parent, depth as u32, NS);
+            let node = index.ensure(key(*id), parent, depth as u32, NS).unwrap();
             index.place(node, tier, SlotId(*id as u32));
             index.set_ready(node, tier);
             nodes.push(node);
@@ -360,10 +369,10 @@ mod tests {
     #[test]
     fn recovery_can_link_a_child_before_its_parent() {
         let mut index = PrefixIndex::with_capacity(8);
-        let child = index.ensure(key(2), None, 1, NS);
+        let child = index.ensure(key(2), None, 1, NS).unwrap();
         index.place(child, Tier::Nvme, SlotId(2));
-        let parent = index.ensure(key(1), None, 0, NS);
-        index.adopt(child, parent, 1);
+        let parent = index.ensure(key(1), None, 0, NS).unwrap();
+        assert_eq!(index.ensure(key(2), Some(parent), 1, NS), Some(child));
         assert!(!index.is_leaf(parent, Tier::Nvme));
         index.displace(child, Tier::Nvme);
         assert!(index.is_leaf(parent, Tier::Nvme));

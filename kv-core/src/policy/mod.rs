@@ -3,6 +3,7 @@
 use crate::ids::SlotId;
 use crate::key::BlockKey;
 use crate::units::Nanos;
+use std::collections::BTreeMap;
 
 /// What a policy is told when a block is inserted or hit.
 #[derive(Clone, Copy, Debug)]
@@ -37,4 +38,74 @@ pub trait EvictionPolicy: Send {
     /// Visits resident blocks, least valuable first, until `visit` returns `false`. Used for write-behind,
     /// so an approximate order is enough.
     fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool);
+}
+
+/// Which policy ranks a tier's blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// Least recently used.
+    #[default]
+    Lru,
+}
+
+impl PolicyKind {
+    /// Every kind.
+    pub const ALL: [Self; 1] = [Self::Lru];
+}
+
+/// A write budget of the NVMe tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+pub struct BytesPerDay(pub u64);
+
+/// Which blocks are worth a write to NVMe. Without a budget: all of them.
+#[derive(Debug)]
+pub struct NvmeAdmission(());
+
+impl NvmeAdmission {
+    /// Admission under a budget.
+    #[must_use]
+    pub fn new(_budget: Option<BytesPerDay>) -> Self {
+        Self(())
+    }
+
+    /// Whether a block that was used `heat` times may be written now.
+    pub fn admit(&mut self, _now: Nanos, _bytes: crate::units::Bytes, _heat: u8) -> bool {
+        true
+    }
+}
+
+/// A policy for `capacity` slots.
+#[must_use]
+pub fn build(_kind: PolicyKind, capacity: usize) -> Box<dyn EvictionPolicy> {
+    Box::new(Lru { clock: 0, order: BTreeMap::new(), last_use: vec![0; capacity] })
+}
+
+struct Lru {
+    clock: u64,
+    order: BTreeMap<u64, SlotId>,
+    last_use: Vec<u64>,
+}
+
+impl EvictionPolicy for Lru {
+    fn name(&self) -> &'static str {
+        "lru"
+    }
+    fn insert(&mut self, slot: SlotId, _touch: &Touch) {
+        self.clock += 1;
+        self.order.insert(self.clock, slot);
+        self.last_use[slot.0 as usize] = self.clock;
+    }
+    fn hit(&mut self, slot: SlotId, touch: &Touch) {
+        self.remove(slot);
+        self.insert(slot, touch);
+    }
+    fn remove(&mut self, slot: SlotId) {
+        self.order.remove(&self.last_use[slot.0 as usize]);
+    }
+    fn victim(&mut self, _now: Nanos, evictable: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId> {
+        self.order.values().copied().find(|slot| evictable(*slot))
+    }
+    fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool) {
+        self.order.values().all(|slot| visit(*slot));
+    }
 }

@@ -1,0 +1,250 @@
+//! The slots of one tier (HBM or host): who holds each, and who leaves first.
+//!
+//! ```text
+//!            allocate              bind + bytes expected          bytes verified
+//!   Free ───────────► Private ───────────────────────► Filling ─────────────────► Ready
+//!    ▲                   │ give_back                      │ abandon                 │ evict
+//!    └───────────────────┴────────────────────────────────┴─────────────────────────┘
+//! ```
+//!
+//! `Private`, `Filling` and pins are move-only tokens: a slot in such a state has exactly one holder, and
+//! only that holder can move it on. A slot that is bound to a node is known to the eviction policy; it can
+//! be chosen only while `Ready`, unpinned and a leaf.
+
+use crate::ids::{JobId, SlotId};
+use crate::index::{NodeId, PrefixIndex};
+use crate::policy::{EvictionPolicy, Touch};
+use crate::tier::Tier;
+use crate::units::Nanos;
+
+/// A slot that belongs to its holder alone; the index does not know it.
+#[derive(Debug)]
+#[must_use = "dropping it leaks the slot"]
+pub(super) struct Private(SlotId);
+
+/// A slot whose bytes are on their way; bound to a node.
+#[derive(Debug)]
+#[must_use = "dropping it leaks the slot"]
+pub(super) struct Filling(SlotId);
+
+/// A promise that a ready slot stays as it is.
+#[derive(Debug)]
+#[must_use = "dropping it leaks a pin"]
+pub(super) struct Pin(SlotId);
+
+impl Private {
+    pub(super) fn slot(&self) -> SlotId {
+        self.0
+    }
+}
+impl Filling {
+    pub(super) fn slot(&self) -> SlotId {
+        self.0
+    }
+}
+impl Pin {
+    pub(super) fn slot(&self) -> SlotId {
+        self.0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Private,
+    Filling(Option<JobId>),
+    Ready { pins: u32 },
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    state: State,
+    node: Option<NodeId>,
+    /// Write-behind has dealt with this block: it was written, or refused by admission. Not looked at again
+    /// until it is used; otherwise an NVMe tier smaller than host RAM would be written round and round.
+    settled: bool,
+}
+
+pub(super) struct SlotPool {
+    tier: Tier,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    policy: Box<dyn EvictionPolicy>,
+}
+
+impl SlotPool {
+    pub(super) fn new(tier: Tier, capacity: u32, policy: Box<dyn EvictionPolicy>) -> Self {
+        let empty = Slot { state: State::Free, node: None, settled: false };
+        Self { tier, slots: vec![empty; capacity as usize], free: (0..capacity).rev().collect(), policy }
+    }
+
+    pub(super) fn capacity(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    pub(super) fn free_slots(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    pub(super) fn policy_name(&self) -> &'static str {
+        self.policy.name()
+    }
+
+    fn slot(&mut self, slot: SlotId) -> &mut Slot {
+        &mut self.slots[slot.0 as usize]
+    }
+
+    pub(super) fn node(&self, slot: SlotId) -> Option<NodeId> {
+        self.slots[slot.0 as usize].node
+    }
+
+    /// The job that is filling the slot.
+    pub(super) fn filling_job(&self, slot: SlotId) -> Option<JobId> {
+        match self.slots[slot.0 as usize].state {
+            State::Filling(job) => job,
+            _ => None,
+        }
+    }
+
+    /// A free slot, without evicting anything.
+    pub(super) fn take_free(&mut self) -> Option<Private> {
+        let slot = SlotId(self.free.pop()?);
+        self.slot(slot).state = State::Private;
+        Some(Private(slot))
+    }
+
+    /// The slot that should leave next, if any may leave.
+    pub(super) fn victim(&mut self, index: &PrefixIndex, now: Nanos) -> Option<(SlotId, NodeId)> {
+        let (slots, tier) = (&self.slots, self.tier);
+        let slot = self.policy.victim(now, &mut |slot| {
+            let s = &slots[slot.0 as usize];
+            matches!(s.state, State::Ready { pins: 0 }) && s.node.is_some_and(|n| index.is_leaf(n, tier))
+        })?;
+        self.node(slot).map(|node| (slot, node))
+    }
+
+    /// Takes an unpinned ready slot away from its node. The caller displaces the node in the index.
+    pub(super) fn evict(&mut self, slot: SlotId) {
+        self.policy.remove(slot);
+        self.free_slot(slot);
+    }
+
+    pub(super) fn give_back(&mut self, private: Private) {
+        self.free_slot(private.0);
+    }
+
+    /// The bytes will not come. The caller displaces the node in the index.
+    pub(super) fn abandon(&mut self, filling: Filling) {
+        self.policy.remove(filling.0);
+        self.free_slot(filling.0);
+    }
+
+    fn free_slot(&mut self, slot: SlotId) {
+        *self.slot(slot) = Slot { state: State::Free, node: None, settled: false };
+        self.free.push(slot.0);
+    }
+
+    /// Binds the slot to a node; a job that [`SlotPool::attach`] names will bring the bytes.
+    pub(super) fn bind_filling(&mut self, private: Private, node: NodeId) -> Filling {
+        let slot = self.slot(private.0);
+        slot.state = State::Filling(None);
+        slot.node = Some(node);
+        Filling(private.0)
+    }
+
+    /// Names the job that fills the slot from now on.
+    pub(super) fn attach(&mut self, slot: SlotId, job: JobId) {
+        self.slot(slot).state = State::Filling(Some(job));
+    }
+
+    /// Binds a slot that its holder has already filled.
+    pub(super) fn bind_ready(&mut self, private: Private, node: NodeId) -> Pin {
+        let slot = self.slot(private.0);
+        slot.state = State::Ready { pins: 1 };
+        slot.node = Some(node);
+        Pin(private.0)
+    }
+
+    /// The bytes are there and verified. Comes pinned, so that nothing evicts it before its first use.
+    pub(super) fn fill(&mut self, filling: Filling) -> Pin {
+        self.slot(filling.0).state = State::Ready { pins: 1 };
+        Pin(filling.0)
+    }
+
+    /// Pins a ready slot.
+    pub(super) fn pin(&mut self, slot: SlotId) -> Option<Pin> {
+        match &mut self.slot(slot).state {
+            State::Ready { pins } => {
+                *pins += 1;
+                Some(Pin(slot))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn unpin(&mut self, pin: Pin) {
+        if let State::Ready { pins } = &mut self.slot(pin.0).state {
+            *pins = pins.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn rank_new(&mut self, slot: SlotId, touch: &Touch) {
+        self.policy.insert(slot, touch);
+    }
+
+    pub(super) fn rank_hit(&mut self, slot: SlotId, touch: &Touch) {
+        self.slot(slot).settled = false;
+        self.policy.hit(slot, touch);
+    }
+
+    pub(super) fn settle(&mut self, slot: SlotId) {
+        self.slot(slot).settled = true;
+    }
+
+    /// Visits up to `limit` ready blocks that are not settled, least valuable first.
+    pub(super) fn coldest(&self, limit: usize, visit: &mut dyn FnMut(SlotId, NodeId) -> bool) {
+        let mut left = limit;
+        self.policy.coldest(&mut |slot| {
+            left = left.saturating_sub(1);
+            let s = &self.slots[slot.0 as usize];
+            let go_on = match (s.state, s.node) {
+                (State::Ready { .. }, Some(node)) if !s.settled => visit(slot, node),
+                _ => true,
+            };
+            go_on && left > 0
+        });
+    }
+
+    /// Sum of all pins and number of slots in each of the four states, for the audit.
+    pub(super) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for slot in &self.slots {
+            match slot.state {
+                State::Free => census.free += 1,
+                State::Private => census.private += 1,
+                State::Filling(_) => census.filling += 1,
+                State::Ready { pins } => {
+                    census.ready += 1;
+                    census.pins += pins;
+                }
+            }
+        }
+        census
+    }
+
+    /// Every bound slot with its node and whether it is ready, for the audit.
+    pub(super) fn bound(&self) -> impl Iterator<Item = (SlotId, NodeId, bool)> {
+        self.slots.iter().enumerate().filter_map(|(i, s)| {
+            s.node.map(|n| (SlotId(i as u32), n, matches!(s.state, State::Ready { .. })))
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Census {
+    pub(super) free: u32,
+    pub(super) private: u32,
+    pub(super) filling: u32,
+    pub(super) ready: u32,
+    pub(super) pins: u32,
+}

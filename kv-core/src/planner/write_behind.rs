@@ -1,0 +1,231 @@
+//! Host to NVMe: what is about to be evicted is written first, if admission thinks it worth a write; and
+//! the log gets its space back a segment at a time.
+
+use super::inflight::{InFlight, RescueSource};
+use super::log_space::LogSpace;
+use super::{Outbox, Planner, job_id};
+use crate::ids::{SegmentId, SlotId};
+use crate::index::NodeId;
+use crate::job::{Job, Op, Place, RecordMeta, Urgency};
+use crate::key::BlockKey;
+use crate::tier::Tier;
+use crate::units::{Generation, Nanos};
+
+/// Write-behind looks at this share of the host tier, coldest first (one part in...).
+const WINDOW_SHARE: usize = 8;
+/// ...but at no fewer and no more blocks than these per call: enough for the longest usual chain, and
+/// bounded so that a commit stays cheap.
+const WINDOW: std::ops::RangeInclusive<usize> = 64..=1024;
+/// Of a segment under reclaim, at most this share is written again (one part in...), which bounds write
+/// amplification by 1 / (1 - 1/4).
+const REINSERT_SHARE: u32 = 4;
+
+/// Stops writing to a tier that fails again and again, and tries again later.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WriteHealth {
+    failures_in_a_row: u32,
+    paused_until: Option<Nanos>,
+}
+
+impl WriteHealth {
+    const TOLERATED: u32 = 4;
+    const FIRST_PAUSE: Nanos = Nanos::from_millis(100);
+    const LONGEST_DOUBLING: u32 = 9;
+
+    pub(super) fn note(&mut self, now: Nanos, ok: bool) {
+        if ok {
+            *self = Self::default();
+            return;
+        }
+        self.failures_in_a_row += 1;
+        if self.failures_in_a_row >= Self::TOLERATED {
+            let doublings = (self.failures_in_a_row - Self::TOLERATED).min(Self::LONGEST_DOUBLING);
+            self.paused_until = Some(now + Nanos(Self::FIRST_PAUSE.0 << doublings));
+        }
+    }
+
+    fn paused(&self, now: Nanos) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
+
+    pub(super) fn resume_at(&self) -> Option<Nanos> {
+        self.paused_until
+    }
+}
+
+impl Planner {
+    /// True while writes to NVMe are suspended because they kept failing.
+    #[must_use]
+    pub fn nvme_writes_paused(&self, now: Nanos) -> bool {
+        self.write_health.paused(now)
+    }
+
+    pub(super) fn write_behind(&mut self, now: Nanos, out: &mut Outbox) {
+        if self.log.is_none() || self.closing || self.write_health.paused(now) {
+            return;
+        }
+        if self.write_health.paused_until.take().is_some()
+            && let Some(log) = &mut self.log
+        {
+            log.retry_bad();
+        }
+        self.prepare_segment(out);
+        let room = self.config.max_write_backs.saturating_sub(self.write_backs) as usize;
+        if room == 0 || !self.log.as_ref().is_some_and(LogSpace::has_room) {
+            return;
+        }
+        let window = (self.host.capacity() as usize / WINDOW_SHARE).clamp(*WINDOW.start(), *WINDOW.end());
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
+        let index = &self.index;
+        self.host.coldest(window, &mut |slot, node| {
+            if index.slot(node, Tier::Nvme).is_none() {
+                candidates.push((slot, node));
+            }
+            candidates.len() < room
+        });
+        for (slot, node) in candidates.drain(..) {
+            if !self.log.as_ref().is_some_and(LogSpace::has_room) {
+                break;
+            }
+            if self.admission.admit(now, self.config.record_bytes, self.index.heat(node)) {
+                self.write(slot, node, out);
+            } else {
+                self.host.settle(slot);
+                self.stats.admission_refused += 1;
+            }
+        }
+        self.candidates = candidates;
+        self.prepare_segment(out);
+    }
+
+    fn write(&mut self, host: SlotId, node: NodeId, out: &mut Outbox) {
+        let Some(source) = self.host.pin(host) else { return };
+        let Some(target) = self.log.as_mut().and_then(|log| log.allocate(node)) else {
+            self.host.unpin(source);
+            return;
+        };
+        let place = target.place();
+        self.index.place(node, Tier::Nvme, target.slot());
+        self.write_backs += 1;
+        let record = self.record(node, place);
+        let id = job_id(self.jobs.insert(InFlight::Write { node, source, target }));
+        out.jobs.push(Job { id, op: Op::Write { host, place, record }, urgency: Urgency::WriteBack });
+    }
+
+    fn record(&self, node: NodeId, place: Place) -> RecordMeta {
+        RecordMeta {
+            identity: self.identity(node, place.generation),
+            parent: self.index.parent_key(node),
+            depth: self.index.depth(node),
+        }
+    }
+
+    pub(super) fn seal(&mut self, segment: SegmentId, generation: Generation, out: &mut Outbox) {
+        let id = job_id(self.jobs.insert(InFlight::SealSegment { segment }));
+        out.jobs.push(Job { id, op: Op::SealSegment { segment, generation }, urgency: Urgency::WriteBack });
+    }
+
+    /// Keeps one empty segment in reserve.
+    pub(super) fn prepare_segment(&mut self, out: &mut Outbox) {
+        let Some(log) = &mut self.log else { return };
+        if self.closing || !log.wants_reserve() {
+            return;
+        }
+        if let Some((segment, generation)) = log.prepare() {
+            let id = job_id(self.jobs.insert(InFlight::OpenSegment { segment }));
+            out.jobs.push(Job {
+                id,
+                op: Op::OpenSegment { segment, generation },
+                urgency: Urgency::WriteBack,
+            });
+        } else {
+            self.reclaim_segment(out);
+        }
+    }
+
+    /// Empties one segment: the most used records are written again, the others are dropped.
+    fn reclaim_segment(&mut self, out: &mut Outbox) {
+        let Some(log) = &mut self.log else { return };
+        let index = &self.index;
+        let used =
+            |log: &LogSpace, id| log.live_records(id).filter(|(_, n)| index.heat(*n) > 0).count() as u32;
+        let Some(segment) = log.reclaim(used) else { return };
+        let mut records: Vec<(SlotId, NodeId)> = log.live_records(segment).collect();
+        let keep = (log.records_per_segment() / REINSERT_SHARE) as usize;
+        // Stable: of equally used records the older, which are nearer to the head of a chain or colder, go.
+        records.sort_by_key(|(_, node)| std::cmp::Reverse(index.heat(*node)));
+        for (i, (slot, node)) in records.into_iter().enumerate() {
+            if i < keep && self.index.heat(node) > 0 {
+                self.rescue(slot, node, out);
+            } else {
+                self.stats.evictions[Tier::Nvme] += 1;
+                self.drop_record(slot, node, out);
+            }
+        }
+        if self.log.as_mut().is_some_and(|log| log.finish_reclaim(segment)) {
+            self.prepare_segment(out);
+        }
+    }
+
+    fn rescue(&mut self, slot: SlotId, node: NodeId, out: &mut Outbox) {
+        let key = self.index.key(node);
+        if let Some(host) = self.index.ready_slot(node, Tier::Host)
+            && let Some(pin) = self.host.pin(host)
+        {
+            self.reinsert(node, key, slot, RescueSource::Resident(pin), out);
+            return;
+        }
+        // Only a free slot: evicting a host block to save an NVMe one would be a poor trade.
+        let (Some(target), Some(log)) = (self.host.take_free(), &mut self.log) else {
+            self.stats.evictions[Tier::Nvme] += 1;
+            self.drop_record(slot, node, out);
+            return;
+        };
+        let (source, place) = (log.read(slot), log.place(slot));
+        let (host, expect) = (target.slot(), self.identity(node, place.generation));
+        let id = job_id(self.jobs.insert(InFlight::Rescue { node, key, source, target }));
+        out.jobs.push(Job { id, op: Op::Read { place, host, expect }, urgency: Urgency::WriteBack });
+    }
+
+    pub(super) fn reinsert(
+        &mut self,
+        node: NodeId,
+        key: BlockKey,
+        from: SlotId,
+        source: RescueSource,
+        out: &mut Outbox,
+    ) {
+        let there = self.index.key(node) == key && self.index.ready_slot(node, Tier::Nvme) == Some(from);
+        let target = if there { self.log.as_mut().and_then(|log| log.allocate(node)) } else { None };
+        let Some(target) = target else {
+            match source {
+                RescueSource::Staged(private) => self.host.give_back(private),
+                RescueSource::Resident(pin) => self.host.unpin(pin),
+            }
+            if there {
+                self.stats.evictions[Tier::Nvme] += 1;
+                self.drop_record(from, node, out);
+            }
+            return;
+        };
+        self.write_backs += 1;
+        let host = match &source {
+            RescueSource::Staged(private) => private.slot(),
+            RescueSource::Resident(pin) => pin.slot(),
+        };
+        let place = target.place();
+        let record = self.record(node, place);
+        let id = job_id(self.jobs.insert(InFlight::Reinsert { node, key, source, target, from }));
+        out.jobs.push(Job { id, op: Op::Write { host, place, record }, urgency: Urgency::WriteBack });
+    }
+
+    /// The record is worth nothing any more.
+    pub(super) fn drop_record(&mut self, slot: SlotId, node: NodeId, out: &mut Outbox) {
+        if let Some(log) = &mut self.log {
+            log.forget(slot);
+        }
+        self.gone(node, Tier::Nvme, out);
+        self.index.release(node);
+    }
+}

@@ -1,0 +1,475 @@
+//! The planner against a naive world: slots and records hold the name of what was last written there,
+//! hands finish in any order and fail at will. Whatever a request is told to be ready must really be the
+//! block it asked for, and the books must balance after every step.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use kv_core::Verified;
+use kv_core::ids::{JobId, RequestId, SlotId};
+use kv_core::index::NamespaceIndex;
+use kv_core::job::{Job, Op, Place, RecoveredRecord, RecoveredSegment, TransferError};
+use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
+use kv_core::planner::{LogShape, Outbox, Planner, PlannerConfig, PlannerError};
+use kv_core::policy::PolicyKind;
+use kv_core::tier::Tier;
+use kv_core::units::{Bytes, Epoch, Generation, Nanos};
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+/// What a slot or record holds; `GARBAGE` while somebody is writing to it.
+type Content = u128;
+const GARBAGE: Content = 0;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A request for the first `len` blocks of conversation `chain`, which shares its first blocks with
+    /// another one.
+    Acquire {
+        chain: u8,
+        len: u8,
+        patience: u16,
+    },
+    /// The n-th open request ends, having computed a share of its blocks.
+    Commit {
+        nth: u8,
+        share: u8,
+    },
+    Cancel {
+        nth: u8,
+    },
+    /// The n-th job in flight ends.
+    Finish {
+        nth: u8,
+        how: How,
+    },
+    /// The n-th job in flight is reported twice.
+    FinishTwice {
+        nth: u8,
+    },
+    Pass {
+        millis: u16,
+    },
+    /// Everything in flight is lost and the planner starts again from the log.
+    Restart,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Well,
+    Io,
+    Refused,
+    NoSpace,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let how = prop_oneof![40 => Just(How::Well), 1 => Just(How::Io), 1 => Just(How::Refused), 1 => Just(How::NoSpace)];
+    let step = prop_oneof![
+        8 => (0..6u8, 1..12u8, 0..50u16).prop_map(|(chain, len, patience)| Step::Acquire { chain, len, patience }),
+        9 => (any::<u8>(), any::<u8>()).prop_map(|(nth, share)| Step::Commit { nth, share }),
+        1 => any::<u8>().prop_map(|nth| Step::Cancel { nth }),
+        30 => (any::<u8>(), how).prop_map(|(nth, how)| Step::Finish { nth, how }),
+        1 => any::<u8>().prop_map(|nth| Step::FinishTwice { nth }),
+        2 => (0..200u16).prop_map(|millis| Step::Pass { millis }),
+        1 => Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 1..400)
+}
+
+/// Conversations 0 and 1 share four blocks, 2 and 3 share two, the rest nothing.
+fn chain(id: u8, len: u8) -> Vec<BlockKey> {
+    let shared = [4, 4, 2, 2, 0, 0][usize::from(id)];
+    (0..len)
+        .map(|i| {
+            let owner = if i < shared { 100 + id / 2 } else { id };
+            BlockKey::from_bytes(
+                (0xABCD_0000_0000_0000_0000_u128 + u128::from(owner) * 256 + u128::from(i)).to_le_bytes(),
+            )
+        })
+        .collect()
+}
+
+fn content(key: BlockKey) -> Content {
+    u128::from_le_bytes(key.to_bytes())
+}
+
+#[derive(Default)]
+struct World {
+    hbm: HashMap<SlotId, Content>,
+    host: HashMap<SlotId, Content>,
+    /// By segment and index: generation, content, and the record that was written.
+    nvme: HashMap<(u32, u32), (Generation, Content, RecoveredRecord)>,
+    opened: HashMap<u32, Generation>,
+}
+
+struct Open {
+    id: RequestId,
+    keys: Vec<BlockKey>,
+    ready: Option<(u32, u32)>,
+}
+
+struct Rig {
+    config: PlannerConfig,
+    planner: Planner,
+    namespace: NamespaceIndex,
+    world: World,
+    now: Nanos,
+    jobs: Vec<Job>,
+    open: Vec<Open>,
+    done: Vec<JobId>,
+    out: Outbox,
+    hits: u64,
+}
+
+impl Rig {
+    fn new(config: PlannerConfig) -> Self {
+        let mut planner = Planner::new(config.clone()).unwrap();
+        let namespace = planner.namespace(NamespaceId([1; 16]), Fingerprint([2; 16]), Epoch(0)).unwrap();
+        Self {
+            config,
+            planner,
+            namespace,
+            world: World::default(),
+            now: Nanos(0),
+            jobs: Vec::new(),
+            open: Vec::new(),
+            done: Vec::new(),
+            out: Outbox::default(),
+            hits: 0,
+        }
+    }
+
+    fn top(&mut self) -> &mut HashMap<SlotId, Content> {
+        if self.planner.top() == Tier::Hbm { &mut self.world.hbm } else { &mut self.world.host }
+    }
+
+    /// Starts the jobs and takes the replies of the outbox.
+    fn settle(&mut self) {
+        for job in std::mem::take(&mut self.out.jobs) {
+            match job.op {
+                Op::Offload { host, .. } | Op::Read { host, .. } => {
+                    self.world.host.insert(host, GARBAGE);
+                }
+                Op::Onboard { hbm, .. } => {
+                    self.world.hbm.insert(hbm, GARBAGE);
+                }
+                Op::Write { place, record, .. } => {
+                    assert_eq!(
+                        self.world.opened.get(&place.segment.0),
+                        Some(&place.generation),
+                        "written before opened"
+                    );
+                    let slot = (place.segment.0, place.index);
+                    let old = self.world.nvme.get(&slot);
+                    assert!(old.is_none_or(|o| o.0 < place.generation), "{place:?} written twice");
+                    let found = RecoveredRecord { place, meta: record };
+                    self.world.nvme.insert(slot, (place.generation, GARBAGE, found));
+                }
+                // Records of the segment's earlier life stay on the disk until they are written over.
+                Op::OpenSegment { .. } | Op::SealSegment { .. } => {}
+            }
+            self.jobs.push(job);
+        }
+        for reply in std::mem::take(&mut self.out.replies) {
+            let at = self.open.iter().position(|o| o.id == reply.request).unwrap();
+            assert!(self.open[at].ready.is_none(), "answered twice");
+            assert!(reply.ready <= reply.granted && reply.granted as usize <= self.open[at].keys.len());
+            let slots: Vec<_> = self.planner.slots(reply.request).unwrap().collect();
+            assert_eq!(slots.len(), reply.granted as usize);
+            let keys = self.open[at].keys.clone();
+            for (i, key) in keys.iter().enumerate().take(reply.granted as usize) {
+                let slot = slots[i].expect("a granted block of an answered request has a slot");
+                if i < reply.ready as usize {
+                    assert_eq!(self.top()[&slot], content(*key), "block {i} is not what was stored");
+                } else {
+                    self.top().insert(slot, GARBAGE); // the runtime starts computing into it
+                }
+            }
+            self.hits += u64::from(reply.ready);
+            self.open[at].ready = Some((reply.ready, reply.granted));
+        }
+        self.out.events.clear();
+        self.planner.audit().unwrap();
+    }
+
+    fn finish(&mut self, nth: usize, how: How) {
+        let job = self.jobs.remove(nth);
+        let result = match how {
+            How::Well => self.perform(&job.op).and_then(|()| Ok(Verified::by_status(job.id, 1, 1)?)),
+            How::Io => Err(TransferError::Io(5)),
+            How::Refused => Err(TransferError::Refused(kv_core::Mismatch::Checksum)),
+            How::NoSpace => Err(TransferError::NoSpace),
+        };
+        self.done.push(job.id);
+        self.planner.complete(self.now, job.id, result, &mut self.out);
+        self.settle();
+    }
+
+    /// What an honest hand does. The reads happen as late as they can.
+    fn perform(&mut self, op: &Op) -> Result<(), TransferError> {
+        let world = &mut self.world;
+        match *op {
+            Op::Offload { hbm, host } => {
+                let bytes = world.hbm[&hbm];
+                assert_ne!(bytes, GARBAGE, "copied while being written");
+                world.host.insert(host, bytes);
+            }
+            Op::Onboard { host, hbm } => {
+                let bytes = world.host[&host];
+                assert_ne!(bytes, GARBAGE, "copied while being written");
+                world.hbm.insert(hbm, bytes);
+            }
+            Op::Write { host, place, record } => {
+                let bytes = world.host[&host];
+                assert_eq!(
+                    bytes,
+                    content(record.identity.key),
+                    "a record would get other bytes than its name says"
+                );
+                let found = RecoveredRecord { place, meta: record };
+                world.nvme.insert((place.segment.0, place.index), (place.generation, bytes, found));
+            }
+            Op::Read { place: Place { segment, generation, index }, host, expect } => {
+                let Some((written, bytes, record)) = world.nvme.get(&(segment.0, index)) else {
+                    return Err(TransferError::Refused(kv_core::Mismatch::Identity));
+                };
+                assert_eq!(
+                    (*written, record.meta.identity),
+                    (generation, expect),
+                    "the planner asked for a record that is gone"
+                );
+                world.host.insert(host, *bytes);
+            }
+            Op::OpenSegment { segment, generation } => {
+                let before = world.opened.insert(segment.0, generation);
+                assert!(before.is_none_or(|b| b < generation), "generations must grow");
+            }
+            Op::SealSegment { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Acquire { chain: id, len, patience } => {
+                let keys = chain(id, len);
+                let found = self.planner.lookup(self.namespace, &keys).blocks;
+                let deadline = self.now + Nanos::from_millis(u64::from(patience));
+                let id =
+                    self.planner.acquire(self.now, self.namespace, &keys, deadline, &mut self.out).unwrap();
+                self.open.push(Open { id, keys, ready: None });
+                self.settle();
+                if let Some((ready, _)) = self.open.last().unwrap().ready {
+                    assert!(ready <= found);
+                }
+            }
+            Step::Commit { nth, share } => {
+                if self.open.is_empty() {
+                    return;
+                }
+                let at = usize::from(nth) % self.open.len();
+                let (id, answer) = (self.open[at].id, self.open[at].ready);
+                let Some((ready, granted)) = answer else {
+                    let refused = self.planner.commit(self.now, id, 0, &mut self.out);
+                    assert_eq!(refused, Err(PlannerError::NotReady(id)));
+                    return;
+                };
+                let computed =
+                    if share < 160 { granted } else { ready + u32::from(share) % (granted - ready + 1) };
+                let keys = self.open[at].keys.clone();
+                let slots: Vec<_> = self.planner.slots(id).unwrap().collect();
+                for i in 0..computed as usize {
+                    let slot = slots[i].unwrap();
+                    if i < ready as usize {
+                        assert_eq!(
+                            self.top()[&slot],
+                            content(keys[i]),
+                            "a pinned block changed under its reader"
+                        );
+                    } else {
+                        self.top().insert(slot, content(keys[i]));
+                    }
+                }
+                let too_many = self.planner.commit(self.now, id, granted + 1, &mut self.out);
+                assert!(matches!(too_many, Err(PlannerError::BadComputed { .. })));
+                self.planner.commit(self.now, id, computed, &mut self.out).unwrap();
+                self.open.remove(at);
+                self.settle();
+            }
+            Step::Cancel { nth } => {
+                if self.open.is_empty() {
+                    return;
+                }
+                let open = self.open.remove(usize::from(nth) % self.open.len());
+                self.planner.cancel(open.id).unwrap();
+                assert_eq!(self.planner.cancel(open.id), Err(PlannerError::UnknownRequest(open.id)));
+                self.settle();
+            }
+            Step::Finish { nth, how } => {
+                if !self.jobs.is_empty() {
+                    self.finish(usize::from(nth) % self.jobs.len(), how);
+                }
+            }
+            Step::FinishTwice { nth } => {
+                if let Some(id) = self.done.get(usize::from(nth)) {
+                    let stale = self.planner.stats().stale_completions;
+                    self.planner.complete(
+                        self.now,
+                        *id,
+                        Ok(Verified::by_status(*id, 1, 1).unwrap()),
+                        &mut self.out,
+                    );
+                    assert_eq!(self.planner.stats().stale_completions, stale + 1);
+                    self.settle();
+                }
+            }
+            Step::Pass { millis } => {
+                self.now = self.now + Nanos::from_millis(u64::from(millis));
+                self.planner.tick(self.now, &mut self.out);
+                self.settle();
+                let late = |o: &Open| o.ready.is_none();
+                if self.planner.next_deadline().is_none() {
+                    assert!(!self.open.iter().any(late));
+                }
+            }
+            Step::Restart => self.restart(),
+        }
+    }
+
+    fn restart(&mut self) {
+        let mut fresh = Self::new(self.config.clone());
+        fresh.now = self.now;
+        fresh.world.nvme = std::mem::take(&mut self.world.nvme);
+        fresh.world.opened = std::mem::take(&mut self.world.opened);
+        fresh.world.nvme.retain(|_, (_, bytes, _)| *bytes != GARBAGE);
+        let mut segments: Vec<_> = fresh
+            .world
+            .opened
+            .iter()
+            .map(|(segment, generation)| RecoveredSegment {
+                segment: kv_core::ids::SegmentId(*segment),
+                generation: *generation,
+                occupied: fresh.world.nvme.keys().any(|slot| slot.0 == *segment),
+            })
+            .collect();
+        segments.sort_by_key(|s| s.segment);
+        let mut records: Vec<_> = fresh.world.nvme.values().map(|(_, _, record)| *record).collect();
+        records.sort_by_key(|r| (r.place.segment, r.place.index));
+        // Left-overs of an earlier life are refused, and so are second copies.
+        let served = fresh.planner.restore(&segments, &records);
+        assert!(served <= records.len() as u64);
+        fresh.planner.audit().unwrap();
+        *self = fresh;
+    }
+
+    /// Lets everything end well and checks that nothing is left.
+    fn drain(&mut self) {
+        for _ in 0..10_000 {
+            if !self.jobs.is_empty() {
+                self.finish(0, How::Well);
+            } else if let Some(open) = self.open.pop() {
+                assert!(open.ready.is_some(), "no job is left that could answer {:?}", open.id);
+                self.planner.cancel(open.id).unwrap();
+                self.settle();
+            } else {
+                break;
+            }
+        }
+        assert!(self.planner.is_idle(), "left over: {:?}, {:?}", self.jobs, self.planner.stats());
+        self.planner.audit().unwrap();
+    }
+}
+
+fn config(hbm: u32, host: u32, nvme: Option<(u32, u32)>, policy: PolicyKind) -> PlannerConfig {
+    PlannerConfig {
+        hbm_slots: hbm,
+        host_slots: host,
+        log: nvme.map(|(segments, records_per_segment)| LogShape { segments, records_per_segment }),
+        record_bytes: Bytes(8192),
+        policy,
+        nvme_budget: None,
+        max_write_backs: 4,
+    }
+}
+
+fn configs() -> impl Strategy<Value = PlannerConfig> {
+    let nvme = prop_oneof![
+        1 => Just(None),
+        4 => (3..5u32, 1..10u32).prop_map(Some),
+    ];
+    (prop_oneof![Just(0u32), 1..12u32], 1..16u32, nvme, prop::sample::select(PolicyKind::ALL.to_vec()))
+        .prop_map(|(hbm, host, nvme, policy)| config(hbm, host, nvme, policy))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_ready_is_what_was_stored(config in configs(), steps in steps()) {
+        let mut rig = Rig::new(config);
+        for step in &steps {
+            rig.step(step);
+        }
+        rig.drain();
+    }
+}
+
+/// A run with a large NVMe tier and no faults finds again what HBM and host have long lost.
+#[test]
+fn nvme_serves_what_the_upper_tiers_lost() {
+    let mut rig = Rig::new(config(4, 8, Some((8, 16)), PolicyKind::Lru));
+    let settle = |rig: &mut Rig| {
+        while !rig.jobs.is_empty() {
+            rig.finish(0, How::Well);
+        }
+    };
+    for round in 0..3 {
+        for chain in 0..6 {
+            rig.step(&Step::Acquire { chain, len: 4, patience: 10_000 });
+            settle(&mut rig);
+            rig.step(&Step::Commit { nth: 0, share: 4 });
+            settle(&mut rig);
+        }
+        if round > 0 {
+            assert!(rig.planner.stats().hits[Tier::Nvme] > 0);
+        }
+    }
+    let stats = *rig.planner.stats();
+    assert_eq!(stats.lost, 0);
+    assert!(stats.hits[Tier::Nvme] >= 20, "{stats:?}");
+    rig.drain();
+}
+
+/// A caller who presents one tenant's keys as another's gets misses, in every tier and after a restart, and
+/// cannot replace the owner's blocks.
+#[test]
+fn another_namespace_or_epoch_sees_nothing() {
+    let mut rig = Rig::new(config(4, 8, Some((4, 8)), PolicyKind::Lru));
+    let store = |rig: &mut Rig| {
+        rig.step(&Step::Acquire { chain: 0, len: 4, patience: 10_000 });
+        while !rig.jobs.is_empty() {
+            rig.finish(0, How::Well);
+        }
+        rig.step(&Step::Commit { nth: 0, share: 0 });
+        while !rig.jobs.is_empty() {
+            rig.finish(0, How::Well);
+        }
+    };
+    store(&mut rig);
+    let (owner, keys) = (rig.namespace, chain(0, 4));
+    assert_eq!(rig.planner.lookup(owner, &keys).blocks, 4);
+
+    let fingerprint = Fingerprint([2; 16]);
+    let stranger = rig.planner.namespace(NamespaceId([9; 16]), fingerprint, Epoch(0)).unwrap();
+    let later = rig.planner.namespace(NamespaceId([1; 16]), fingerprint, Epoch(1)).unwrap();
+    for other in [stranger, later] {
+        assert_eq!(rig.planner.lookup(other, &keys).blocks, 0);
+        rig.namespace = other;
+        store(&mut rig);
+        assert_eq!(rig.planner.lookup(other, &keys).blocks, 0, "the key is taken");
+        assert_eq!(rig.planner.lookup(owner, &keys).blocks, 4);
+    }
+
+    rig.restart();
+    assert!(rig.planner.lookup(rig.namespace, &keys).blocks > 0, "written to NVMe before");
+    let later = rig.planner.namespace(NamespaceId([1; 16]), fingerprint, Epoch(1)).unwrap();
+    assert_eq!(rig.planner.lookup(later, &keys).blocks, 0);
+}
