@@ -280,7 +280,8 @@ mod tests {
         }
     }
 
-    /// Stored records carry it, so another value would orphan every record in the field.
+    /// Stored records carry it, so another value would orphan every record in the field. The value is that
+    /// of another BLAKE3 (Python's `blake3`) over the numbers written out by hand.
     #[test]
     fn the_fingerprint_is_stable() {
         let model = ModelLayout::new(vec![full(heads(8))], Rank::SINGLE).unwrap();
