@@ -5,6 +5,7 @@ pub mod ids;
 pub mod index;
 pub mod job;
 pub mod key;
+pub mod layout;
 pub mod planner;
 pub mod policy;
 pub mod tier;

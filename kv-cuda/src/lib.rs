@@ -1,1 +1,20 @@
-//! kv-cuda
+//! Copies between the KV blocks of a device and host memory.
+//!
+//! ```text
+//!            Engine ── submit(copies, urgency) ──►┌────────┐
+//!   CopySink ◄── complete(job, Verified | error) ─│ Device │
+//!                                                 └─┬────┬─┘
+//!    pool of device blocks: fragments (Placement) ◄─┘    └─► HostMemory: one span per block
+//! ```
+//!
+//! [`Device`] is what a caller sees; start there. [`HostMemory`] and [`HostSpan`] are the host side of a
+//! copy, and the safety contract of the crate. [`HostDevice`] is a device made of ordinary memory and one
+//! thread: the whole interface on a machine without a GPU. No device that drives a GPU exists yet.
+
+mod device;
+mod host;
+mod memory;
+
+pub use device::{BlockCopy, CopySink, Device, DeviceError, Direction};
+pub use host::HostDevice;
+pub use memory::{HostMemory, HostSpan};

@@ -4,6 +4,12 @@
 //! another model get another key. Keys are BLAKE3 in keyed mode under the namespace secret, cut to 128
 //! bits, so that nobody without the secret can make a key collide or guess whether a prompt is cached.
 
+mod chain;
+mod namespace;
+
+pub use chain::{Extra, KeyChain, PartialBlock};
+pub use namespace::{Namespace, NamespaceSecret};
+
 use std::fmt;
 
 /// Who owns a block: one tenant x one model fingerprint. Public; appears in record headers.
@@ -45,6 +51,13 @@ impl BlockKey {
     pub const fn high(self) -> u64 {
         (self.0 >> 64) as u64
     }
+}
+
+/// The 128 bits that are kept of a digest.
+fn first_half(digest: &blake3::Hash) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&digest.as_bytes()[..16]);
+    half
 }
 
 fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,295 @@
+//! A device made of ordinary memory and one thread.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle, ThreadId};
+
+use kv_core::Verified;
+use kv_core::ids::SlotId;
+use kv_core::job::{TransferError, Urgency};
+use kv_core::layout::{Fragments, Placement};
+use parking_lot::{Condvar, Mutex};
+
+use crate::device::{BlockCopy, CopySink, Device, DeviceError, Direction};
+use crate::memory::HostMemory;
+
+/// The stand-in for a GPU: its "HBM" is heap memory, its copy engine a thread that gathers and scatters
+/// the same fragments as a GPU would. It tells nothing about speed.
+///
+/// Copies can be made to fail, see [`HostDevice::fail_after`].
+pub struct HostDevice {
+    shared: Arc<Shared>,
+    worker: Mutex<Option<JoinHandle<()>>>,
+    worker_id: ThreadId,
+}
+
+struct Shared {
+    placement: Placement,
+    hbm: Mutex<Hbm>,
+    host: Arc<dyn HostMemory>,
+    sink: Arc<dyn CopySink>,
+    queue: Mutex<Queue>,
+    /// The queue has something new to say.
+    changed: Condvar,
+}
+
+/// The pool's buffers.
+struct Hbm(Vec<Vec<u8>>);
+
+impl Hbm {
+    /// Zeroed, like memory that no kernel has written.
+    fn new(placement: &Placement) -> Result<Self, DeviceError> {
+        let (buffers, bytes) = (placement.buffers(), placement.buffer_bytes());
+        let buffer = |_| {
+            let mut buffer = Vec::new();
+            buffer.try_reserve_exact(bytes).map_err(|_| DeviceError::OutOfMemory { buffers, bytes })?;
+            buffer.resize(bytes, 0);
+            Ok(buffer)
+        };
+        (0..buffers).map(buffer).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Device to page-first order. Returns the number of bytes copied.
+    fn gather(&self, from: Fragments, block: &mut [u8]) -> usize {
+        let (mut rest, mut done) = (block, 0);
+        for fragment in from {
+            let (piece, tail) = rest.split_at_mut(fragment.len);
+            piece.copy_from_slice(&self.0[fragment.buffer as usize][fragment.offset..][..fragment.len]);
+            rest = tail;
+            done += fragment.len;
+        }
+        done
+    }
+
+    /// Page-first to device order. Returns the number of bytes copied.
+    fn scatter(&mut self, block: &[u8], to: Fragments) -> usize {
+        let (mut rest, mut done) = (block, 0);
+        for fragment in to {
+            let (piece, tail) = rest.split_at(fragment.len);
+            self.0[fragment.buffer as usize][fragment.offset..][..fragment.len].copy_from_slice(piece);
+            rest = tail;
+            done += fragment.len;
+        }
+        done
+    }
+}
+
+/// Copies that wait, in order of submission.
+#[derive(Default)]
+struct Queue {
+    demand: VecDeque<BlockCopy>,
+    write_back: VecDeque<BlockCopy>,
+    closed: bool,
+    /// Copies begun so far.
+    begun: u64,
+    /// Which of them fail, by the value of `begun` before them.
+    faults: BTreeMap<u64, TransferError>,
+}
+
+impl Queue {
+    fn pop(&mut self) -> Option<BlockCopy> {
+        self.demand.pop_front().or_else(|| self.write_back.pop_front())
+    }
+
+    /// The next copy, and the fault that is to befall it.
+    fn begin(&mut self) -> Option<(BlockCopy, Option<TransferError>)> {
+        let copy = self.pop()?;
+        let fault = self.faults.remove(&self.begun);
+        self.begun += 1;
+        Some((copy, fault))
+    }
+}
+
+/// What a failed copy leaves at its destination: certainly not what was asked for.
+const GARBAGE: u8 = 0xdb;
+
+impl HostDevice {
+    /// A pool of zeroed blocks, copied to and from `host`, that reports to `sink`.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`] or [`DeviceError::Thread`].
+    pub fn new(
+        placement: Placement,
+        host: Arc<dyn HostMemory>,
+        sink: Arc<dyn CopySink>,
+    ) -> Result<Self, DeviceError> {
+        let hbm = Mutex::new(Hbm::new(&placement)?);
+        let (queue, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { placement, hbm, host, sink, queue, changed });
+        let worker = thread::Builder::new().name("kvtier-host-device".into());
+        let worker = worker.spawn({
+            let shared = Arc::clone(&shared);
+            move || Worker(&shared).run()
+        });
+        let worker = worker.map_err(DeviceError::Thread)?;
+        let worker_id = worker.thread().id();
+        Ok(Self { shared, worker: Mutex::new(Some(worker)), worker_id })
+    }
+
+    /// Makes one copy fail: that which is begun after `skip` others from now. It overwrites its destination
+    /// with garbage and completes with `error`. Several may be set.
+    pub fn fail_after(&self, skip: u64, error: TransferError) {
+        let mut queue = self.shared.queue.lock();
+        let begun = queue.begun;
+        queue.faults.insert(begun.saturating_add(skip), error);
+    }
+}
+
+impl Device for HostDevice {
+    fn placement(&self) -> &Placement {
+        &self.shared.placement
+    }
+
+    unsafe fn submit(&self, copies: &[BlockCopy], urgency: Urgency) -> Result<(), DeviceError> {
+        copies.iter().try_for_each(|copy| self.shared.check(copy))?;
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            return Err(DeviceError::Closed);
+        }
+        match urgency {
+            Urgency::Demand => queue.demand.extend(copies),
+            Urgency::WriteBack => queue.write_back.extend(copies),
+        }
+        self.shared.changed.notify_one();
+        Ok(())
+    }
+
+    fn upload(&self, block: SlotId, bytes: &[u8]) -> Result<(), DeviceError> {
+        let fragments = self.shared.open_block(block, bytes.len())?;
+        self.shared.hbm.lock().scatter(bytes, fragments);
+        Ok(())
+    }
+
+    fn download(&self, block: SlotId, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let fragments = self.shared.open_block(block, bytes.len())?;
+        self.shared.hbm.lock().gather(fragments, bytes);
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.changed.notify_one();
+        if thread::current().id() == self.worker_id {
+            return;
+        }
+        // Held while joining, so that a second caller also returns only when all is completed.
+        let mut worker = self.worker.lock();
+        if let Some(worker) = worker.take() {
+            // An error is a sink that panicked, and the worker has completed the rest while unwinding.
+            drop(worker.join());
+        }
+    }
+}
+
+impl Drop for HostDevice {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn fragments(&self, block: SlotId) -> Result<Fragments, DeviceError> {
+        let num_blocks = self.placement.num_blocks();
+        self.placement.fragments(block).ok_or(DeviceError::NoSuchBlock { block: block.0, num_blocks })
+    }
+
+    /// Fragments of a block, if it exists and has `len` bytes.
+    fn block(&self, block: SlotId, len: usize) -> Result<Fragments, DeviceError> {
+        let block_bytes = self.placement.layout().bytes_per_block();
+        if len != block_bytes {
+            return Err(DeviceError::WrongLength { len, block_bytes });
+        }
+        self.fragments(block)
+    }
+
+    fn open_block(&self, block: SlotId, len: usize) -> Result<Fragments, DeviceError> {
+        if self.queue.lock().closed { Err(DeviceError::Closed) } else { self.block(block, len) }
+    }
+
+    fn check(&self, copy: &BlockCopy) -> Result<(), DeviceError> {
+        self.block(copy.device_block, copy.host.len)?;
+        match self.host.slice(copy.host) {
+            Some(_) => Ok(()),
+            None => Err(DeviceError::NotRegistered { span: copy.host, size: self.host.size() }),
+        }
+    }
+
+    /// Makes a copy that was submitted.
+    fn copy(&self, copy: &BlockCopy, fault: Option<TransferError>) -> Result<Verified, TransferError> {
+        // Both were checked when the copy was submitted.
+        let (Some(fragments), Some(mut host)) =
+            (self.placement.fragments(copy.device_block), self.host.slice(copy.host))
+        else {
+            return Err(TransferError::Down);
+        };
+        let mut hbm = self.hbm.lock();
+        let done = match copy.direction {
+            Direction::ToHost => {
+                // SAFETY: the region is alive and holds the span (`slice`). Whoever submitted the copy
+                // warrants that nobody else reads or writes these bytes until it is completed.
+                let host = unsafe { host.as_mut() };
+                match fault {
+                    None => hbm.gather(fragments, host),
+                    Some(error) => {
+                        host.fill(GARBAGE);
+                        return Err(error);
+                    }
+                }
+            }
+            Direction::ToDevice => {
+                // SAFETY: as above; nobody writes these bytes until the copy is completed.
+                let host = unsafe { host.as_ref() };
+                match fault {
+                    None => hbm.scatter(host, fragments),
+                    Some(error) => {
+                        hbm.scatter(&vec![GARBAGE; host.len()], fragments);
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        Ok(Verified::by_status(copy.job, copy.host.len, done)?)
+    }
+}
+
+/// The copying thread. However it ends, all that still waits is completed.
+struct Worker<'a>(&'a Shared);
+
+impl Worker<'_> {
+    fn run(self) {
+        while let Some((copy, fault)) = self.next() {
+            let result = self.0.copy(&copy, fault);
+            self.0.sink.complete(copy.job, result);
+        }
+    }
+
+    /// Waits for a copy; `None` when the device is closed.
+    fn next(&self) -> Option<(BlockCopy, Option<TransferError>)> {
+        let mut queue = self.0.queue.lock();
+        loop {
+            if queue.closed {
+                return None;
+            }
+            if let Some(begun) = queue.begin() {
+                return Some(begun);
+            }
+            self.0.changed.wait(&mut queue);
+        }
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue.lock();
+        queue.closed = true;
+        let waiting =
+            std::mem::take(&mut queue.demand).into_iter().chain(std::mem::take(&mut queue.write_back));
+        drop(queue);
+        for copy in waiting {
+            self.0.sink.complete(copy.job, Err(TransferError::Down));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
