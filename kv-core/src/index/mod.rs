@@ -15,8 +15,8 @@ use table::KeyTable;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(crate) u32);
 
-/// Which of the planner's namespaces a node belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Which of the planner's namespaces a node belongs to. The default is the first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespaceIndex(pub(crate) u16);
 
 const NONE: u32 = u32::MAX;

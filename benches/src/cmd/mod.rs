@@ -1,0 +1,81 @@
+//! One file per subcommand. Each makes something that is both printable and serialisable and hands it to
+//! [`Output`]; none writes to standard output itself.
+
+mod bench_copy;
+mod bench_index;
+
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Measure against the hardware's limit and the peers, in one run on this machine
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Bench {
+    Index(bench_index::Args),
+    Copy(bench_copy::Args),
+}
+
+impl Command {
+    pub(crate) fn run(&self, output: &Output) -> Result<()> {
+        match self {
+            Self::Bench(Bench::Index(args)) => bench_index::run(args, output),
+            Self::Bench(Bench::Copy(args)) => bench_copy::run(args, output),
+        }
+    }
+}
+
+/// Where results go.
+pub(crate) struct Output {
+    pub(crate) json: bool,
+}
+
+impl Output {
+    /// Prints the one result of a command.
+    pub(crate) fn result(&self, result: &(impl Serialize + Display)) -> Result<()> {
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string(result)?)?;
+        } else {
+            write!(out, "{result}")?;
+        }
+        Ok(out.flush()?)
+    }
+
+    /// Says that something long goes on. Nobody may be listening.
+    pub(crate) fn progress(&self, text: impl Display) {
+        writeln!(io::stderr(), "{text}").ok();
+    }
+}
+
+/// A file of a result cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}; does its folder exist?", path.display())]
+struct CannotSave {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Keeps a result as `STEM.json` and `STEM.md`.
+fn save(stem: &std::path::Path, title: &str, result: &(impl Serialize + Display)) -> Result<()> {
+    let write = |extension: &str, text: String| {
+        let mut name = stem.as_os_str().to_owned();
+        name.push(extension);
+        let path = PathBuf::from(name);
+        std::fs::write(&path, text).map_err(|source| CannotSave { path, source })
+    };
+    write(".json", format!("{}\n", serde_json::to_string_pretty(result)?))?;
+    write(".md", format!("# {title}\n\n{result}"))?;
+    Ok(())
+}
