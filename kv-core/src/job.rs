@@ -39,6 +39,17 @@ pub struct RecoveredRecord {
     pub meta: RecordMeta,
 }
 
+/// What recovery says about one segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredSegment {
+    /// Which.
+    pub segment: SegmentId,
+    /// Its generation. Opening it needs a higher one.
+    pub generation: Generation,
+    /// Whether it holds a record of that generation.
+    pub occupied: bool,
+}
+
 /// One indivisible piece of work for a hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
