@@ -1,0 +1,367 @@
+//! Opening a log: new, as it was left, or empty again.
+//!
+//! A sealed segment is known from its header and footer. One that was open when the process ended is read in
+//! full, and a record counts only if its header and its payload are whole; anything torn is dropped. Segments
+//! are read in parallel.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kv_core::ids::SegmentId;
+use kv_core::job::{RecoveredRecord, RecoveredSegment};
+use kv_core::units::Generation;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::error::NvmeError;
+use super::format::{LogId, SegmentHeader, Superblock};
+use super::geometry::{Geometry, HEADER_COPIES};
+use super::page::PageBuf;
+use super::scan::{Found, Scan, scan};
+use super::segments::{Life, Segments, Slot, State};
+use super::store::SegmentStore;
+use crate::arena::{Arena, PAGE};
+
+/// What to do with what is in the directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Serve what is whole, drop and report the rest.
+    #[default]
+    Recover,
+    /// Serve only if nothing is damaged. A crash leaves torn records in a segment that was being written; that
+    /// counts as damage too.
+    Strict,
+    /// Start empty. Nothing of the old log can come back.
+    Fresh,
+}
+
+/// Sizes of a log, and how to open it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Number of segments. May grow from one opening to the next, and shrink only with [`OpenMode::Fresh`].
+    pub segments: u32,
+    /// Records of a segment. Fixed for the life of a log.
+    pub records_per_segment: u32,
+    /// What to do with what is there.
+    pub mode: OpenMode,
+}
+
+impl LogConfig {
+    /// Usual size of a segment: large enough that opening and sealing one costs nothing, small enough that
+    /// reclaiming one does not stall.
+    pub const SEGMENT_BYTES: u64 = 256 << 20;
+
+    /// Most segments of a log that [`LogConfig::sized`] lays out: each is an open file, and processes often
+    /// may have 1024.
+    pub const MOST_SEGMENTS: u64 = 512;
+
+    /// Lays out `capacity` bytes of disk: segments of 256 MiB, larger ones where that would make more than 512.
+    ///
+    /// ```
+    /// use kv_tiers::nvme::LogConfig;
+    /// let log = LogConfig::sized(100 << 30, 2 << 20);
+    /// assert_eq!((log.segments, log.records_per_segment), (400, 127));
+    /// ```
+    #[must_use]
+    pub fn sized(capacity: u64, payload_bytes: usize) -> Self {
+        let segment_bytes = Self::SEGMENT_BYTES.max(capacity / Self::MOST_SEGMENTS);
+        let segments = (capacity / segment_bytes).clamp(1, Self::MOST_SEGMENTS) as u32;
+        let records_per_segment = Geometry::records_within(payload_bytes, segment_bytes);
+        Self { segments, records_per_segment, mode: OpenMode::Recover }
+    }
+}
+
+/// What is wrong with a place of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+pub enum DamageKind {
+    /// No copy of the segment header is whole. The segment counts as empty.
+    #[error("segment header damaged")]
+    SegmentHeader,
+    /// One copy of the segment header is not whole. No harm.
+    #[error("one copy of the segment header damaged")]
+    HeaderCopy,
+    /// The footer is not whole. The records were read instead.
+    #[error("footer damaged")]
+    Footer,
+    /// A record header is not whole.
+    #[error("record header damaged or torn")]
+    RecordHeader,
+    /// A record header promises another payload.
+    #[error("record torn or its payload damaged")]
+    Payload,
+    /// The file ends too early.
+    #[error("file too short")]
+    Short,
+    /// The operating system could not read it.
+    #[error("unreadable (errno {0})")]
+    Unreadable(i32),
+}
+
+/// A damaged place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// Segment number.
+    pub segment: u32,
+    /// Byte offset in its file.
+    pub offset: u64,
+    /// What is wrong.
+    pub what: DamageKind,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segment {} at byte {}: {}", self.segment, self.offset, self.what)
+    }
+}
+
+/// What an opening found.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    /// Every segment, in order.
+    pub segments: Vec<RecoveredSegment>,
+    /// Every record that can be read, of every namespace and epoch, segment by segment.
+    pub records: Vec<RecoveredRecord>,
+    /// What was not whole.
+    pub damaged: Vec<Damage>,
+    /// Bytes read to find out.
+    pub scanned_bytes: u64,
+    /// Time that took.
+    pub elapsed: Duration,
+}
+
+/// Generations that a segment with an unreadable header skips: its true generation is unknown, and no drive
+/// outlives 2^32 openings of one segment.
+pub(crate) const SKIP: u64 = 1 << 32;
+
+impl Segments {
+    /// Opens the log in a store, or makes one.
+    ///
+    /// # Errors
+    /// See [`NvmeError`]; nothing that was durable is lost by a failed opening.
+    pub fn open(
+        store: Arc<dyn SegmentStore>,
+        arena: Arc<Arena>,
+        config: LogConfig,
+    ) -> Result<(Self, Recovery), NvmeError> {
+        let started = Instant::now();
+        let payload_bytes = arena.payload_bytes();
+        let LogConfig { segments, records_per_segment, mode } = config;
+        let geometry = Geometry::new(payload_bytes, records_per_segment)
+            .filter(|_| segments > 0)
+            .ok_or(NvmeError::Shape { segments, records_per_segment, payload_bytes })?;
+
+        let present = store.segments().map_err(NvmeError::io("listing segments"))?;
+        let bytes = store.superblock().map_err(NvmeError::io("reading the superblock"))?;
+        let found = bytes.as_deref().map(Superblock::decode);
+        let superblock = match (mode, found) {
+            (OpenMode::Fresh, found) => start_over(&*store, found.flatten(), &present, segments, geometry)?,
+            (_, None) if present.is_empty() => {
+                let new = Superblock { log: new_log_id(), geometry, floor: Generation(0) };
+                replace(&*store, &new)?;
+                new
+            }
+            (_, None | Some(None)) => return Err(NvmeError::Superblock),
+            (_, Some(Some(superblock))) => {
+                check_shape(&superblock, &present, segments, geometry)?;
+                superblock
+            }
+        };
+
+        let mut damaged = Vec::new();
+        let present = store.segments().map_err(NvmeError::io("listing segments"))?;
+        for segment in (0..segments).map(SegmentId) {
+            let bytes = present.iter().find(|(id, _)| *id == segment).map(|(_, bytes)| *bytes);
+            match bytes {
+                Some(bytes) if bytes >= geometry.segment_bytes() => continue,
+                Some(offset) => damaged.push(Damage { segment: segment.0, offset, what: DamageKind::Short }),
+                None => {}
+            }
+            strict(mode, &damaged)?;
+            reserve(&*store, segment, geometry)?;
+        }
+        let scans = scan_all(&*store, &superblock, segments);
+        damaged.extend(scans.iter().flat_map(|s| s.damaged.iter().copied()));
+        strict(mode, &damaged)?;
+        if mode == OpenMode::Fresh {
+            damaged.clear(); // of logs that are gone
+        }
+        let mut recovery = Recovery { damaged, ..Recovery::default() };
+        let known = scans.iter().map(|s| s.generation).max().unwrap_or_default();
+        let mut lives = Vec::with_capacity(scans.len());
+        for (segment, mut scan) in (0..).map(SegmentId).zip(scans) {
+            if let Found::Unknown = scan.found {
+                scan.generation = Generation(known.0.saturating_add(SKIP));
+            }
+            if scan.header_copies_differ {
+                repair(&*store, &superblock, segment, scan.generation);
+            }
+            recovery.scanned_bytes += scan.scanned_bytes;
+            recovery.segments.push(RecoveredSegment {
+                segment,
+                generation: scan.generation,
+                occupied: !scan.records.is_empty(),
+            });
+            lives.push(life(&mut scan, geometry));
+            recovery.records.append(&mut scan.records);
+        }
+        recovery.elapsed = started.elapsed();
+        tracing::info!(
+            records = recovery.records.len(),
+            damaged = recovery.damaged.len(),
+            scanned_bytes = recovery.scanned_bytes,
+            elapsed = ?recovery.elapsed,
+            "NVMe log opened"
+        );
+        Ok((Self::new(store, arena, superblock.log, geometry, lives.into_iter()), recovery))
+    }
+}
+
+/// In strict mode any damage is an error.
+fn strict(mode: OpenMode, damaged: &[Damage]) -> Result<(), NvmeError> {
+    match (mode, damaged.first()) {
+        (OpenMode::Strict, Some(&first)) => Err(NvmeError::Damaged { count: damaged.len(), first }),
+        _ => Ok(()),
+    }
+}
+
+/// What this process knows about a segment that it just read.
+fn life(scan: &mut Scan, geometry: Geometry) -> Life {
+    let state = match scan.found {
+        Found::Nothing | Found::Unknown => State::Free,
+        Found::Sealed => State::Sealed,
+        Found::Open => {
+            let mut slots = vec![Slot::Empty; geometry.records_per_segment as usize].into_boxed_slice();
+            for entry in scan.entries.drain(..) {
+                if let Some(slot) = slots.get_mut(entry.index() as usize) {
+                    *slot = Slot::Written(entry);
+                }
+            }
+            State::Open(slots)
+        }
+    };
+    // After `kill -9` a record may be readable and yet not durable.
+    let dirty = matches!(state, State::Open(_));
+    Life { dirty, ..Life::new(scan.generation, state) }
+}
+
+/// Whether an existing log is the one that was configured.
+fn check_shape(
+    superblock: &Superblock,
+    present: &[(SegmentId, u64)],
+    segments: u32,
+    geometry: Geometry,
+) -> Result<(), NvmeError> {
+    let found = superblock.geometry;
+    if found != geometry {
+        return Err(NvmeError::Geometry {
+            found_payload: found.payload_bytes,
+            found_records: found.records_per_segment,
+            wanted_payload: geometry.payload_bytes,
+            wanted_records: geometry.records_per_segment,
+        });
+    }
+    match present.iter().map(|(id, _)| id.0.saturating_add(1)).max() {
+        Some(found) if found > segments => Err(NvmeError::Shrunk { found, wanted: segments }),
+        _ => Ok(()),
+    }
+}
+
+/// A new log in the place of whatever was there. The new superblock is the point of no return: from then on
+/// no old segment belongs to the log, whether or not its file was dealt with before a crash.
+fn start_over(
+    store: &dyn SegmentStore,
+    old: Option<Superblock>,
+    present: &[(SegmentId, u64)],
+    segments: u32,
+    geometry: Geometry,
+) -> Result<Superblock, NvmeError> {
+    let mut floor = old.map_or(Generation(0), |s| s.floor);
+    let mut pages = PageBuf::new(HEADER_COPIES as usize * PAGE);
+    for (segment, _) in present {
+        // An unreadable header hides a generation, which the new log id makes harmless.
+        if store.read_at(*segment, 0, pages.bytes_mut()).is_ok() {
+            let headers = pages.bytes().chunks(PAGE).filter_map(SegmentHeader::decode);
+            floor = headers.map(|h| h.generation).fold(floor, Generation::max);
+        }
+    }
+    let new = Superblock { log: new_log_id(), geometry, floor };
+    replace(store, &new)?;
+    let same_shape = old.is_some_and(|old| old.geometry == geometry);
+    for &(segment, _) in present.iter().filter(|(id, _)| !same_shape || id.0 >= segments) {
+        store.remove(segment).map_err(NvmeError::io("removing an old segment"))?;
+    }
+    Ok(new)
+}
+
+fn replace(store: &dyn SegmentStore, superblock: &Superblock) -> Result<(), NvmeError> {
+    store
+        .replace_superblock(superblock.encode().bytes())
+        .map_err(|e| storing(e, superblock.geometry, "writing the superblock"))
+}
+
+fn reserve(store: &dyn SegmentStore, segment: SegmentId, geometry: Geometry) -> Result<(), NvmeError> {
+    store.reserve(segment, geometry.segment_bytes()).map_err(|e| storing(e, geometry, "reserving a segment"))
+}
+
+fn storing(e: io::Error, geometry: Geometry, doing: &'static str) -> NvmeError {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            NvmeError::NoSpace { segment_bytes: geometry.segment_bytes() }
+        }
+        _ => NvmeError::Io { doing, source: e },
+    }
+}
+
+/// Makes both copies of the header the newest one.
+fn repair(store: &dyn SegmentStore, superblock: &Superblock, segment: SegmentId, generation: Generation) {
+    let Superblock { log, geometry, .. } = *superblock;
+    let header = SegmentHeader { log, segment, generation, geometry }.encode();
+    let copies = (0..HEADER_COPIES).try_for_each(|copy| {
+        store.write_at(segment, copy * PAGE as u64, header.bytes())?;
+        store.sync(segment)
+    });
+    if let Err(e) = copies {
+        tracing::warn!("segment {}: header copy not repaired: {e}", segment.0);
+    }
+}
+
+/// Scans segments with a few threads: the work is waiting for the disk.
+fn scan_all(store: &dyn SegmentStore, superblock: &Superblock, segments: u32) -> Vec<Scan> {
+    const THREADS: u32 = 8;
+    let next = AtomicU32::new(0);
+    let done = Mutex::new(Vec::with_capacity(segments as usize));
+    let worker = || {
+        loop {
+            let segment = next.fetch_add(1, Ordering::Relaxed);
+            if segment >= segments {
+                return;
+            }
+            let scan = scan(store, superblock, SegmentId(segment));
+            done.lock().push((segment, scan));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..THREADS.min(segments) {
+            // A thread that cannot be had is no loss: this one does the work too.
+            drop(std::thread::Builder::new().spawn_scoped(scope, worker));
+        }
+        worker();
+    });
+    let mut scans = done.into_inner();
+    scans.sort_unstable_by_key(|(segment, _)| *segment);
+    scans.into_iter().map(|(_, scan)| scan).collect()
+}
+
+/// Unique enough that two logs in one directory never share it: 128 bits from the randomness that the standard
+/// library seeds its hash maps with.
+fn new_log_id() -> LogId {
+    use std::hash::{BuildHasher, RandomState};
+    let draw = |salt: u64| RandomState::new().hash_one((salt, std::process::id())).to_le_bytes();
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&draw(1));
+    id[8..].copy_from_slice(&draw(2));
+    LogId(id)
+}
