@@ -146,8 +146,11 @@ pub enum TransferError {
     Down,
 }
 
-/// Takes the reports of hands. Called from the hands' own threads, once for each job they took on.
+/// Where hands report. Told the outcome of every job that a hand took on, exactly once, on a thread of the
+/// hand's and without any lock held, so it may submit more jobs. It must not block for long, because other
+/// reports wait behind it, and should not panic.
 pub trait CompletionSink: Send + Sync {
-    /// The job has ended; `Ok` carries the proof that its bytes arrived.
+    /// `job` is over and its slots are free again. With a token, every byte is at its destination; with an
+    /// error the destination holds anything.
     fn complete(&self, job: JobId, result: Result<Verified, TransferError>);
 }

@@ -1,8 +1,7 @@
 //! What a device does for the engine.
 
-use kv_core::Verified;
 use kv_core::ids::{JobId, SlotId};
-use kv_core::job::{TransferError, Urgency};
+use kv_core::job::Urgency;
 use kv_core::layout::Placement;
 
 use crate::memory::HostSpan;
@@ -29,13 +28,7 @@ pub struct BlockCopy {
     pub host: HostSpan,
 }
 
-/// Where a device reports its copies. Called once for each, on a thread of the device and without any lock
-/// held, so it may submit more. It must not block for long, because copies wait meanwhile, and not panic.
-pub trait CopySink: Send + Sync {
-    /// `job` is over. With a token every byte is at its destination, visible to work that is started on the
-    /// device from now on; with an error the destination holds anything.
-    fn complete(&self, job: JobId, result: Result<Verified, TransferError>);
-}
+pub use kv_core::job::CompletionSink as CopySink;
 
 /// Why a device did not take a call. Nothing was started, nothing will be completed.
 #[derive(Debug, thiserror::Error)]

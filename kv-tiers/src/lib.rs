@@ -15,4 +15,6 @@
 //! Start at [`arena::Arena`] and [`nvme::NvmeLog`].
 
 pub mod arena;
+pub mod engine;
 pub mod nvme;
+mod sync;

@@ -10,6 +10,7 @@
 //! arena adds one guard of its own: an NVMe job *claims* its slot, so two jobs on one slot are refused even
 //! if the planner were wrong, and everything outside this module stays safe code.
 
+mod device_view;
 mod mapping;
 mod numa;
 
@@ -27,6 +28,13 @@ pub const PAGE: usize = 4096;
 
 /// Largest slot. The kernel refuses to register an I/O buffer above 1 GiB, and a slot must lie in one.
 pub const MAX_SLOT: usize = 1 << 30;
+
+/// Bytes of a slot, and of a record on disk, for payloads of that size: a header page and the payload rounded up
+/// to whole pages. `None` if the address space has no room for it.
+#[must_use]
+pub fn slot_bytes(payload_bytes: usize) -> Option<usize> {
+    payload_bytes.checked_next_multiple_of(PAGE)?.checked_add(PAGE)
+}
 
 /// What an arena should look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,8 +155,7 @@ impl Arena {
         if slots == 0 || payload_bytes == 0 {
             return Err(ArenaError::Empty);
         }
-        let slot_bytes = payload_bytes.checked_next_multiple_of(PAGE).and_then(|b| b.checked_add(PAGE));
-        let slot_bytes = match slot_bytes {
+        let slot_bytes = match slot_bytes(payload_bytes) {
             Some(bytes) if bytes <= MAX_SLOT => bytes,
             other => return Err(ArenaError::SlotTooLarge { bytes: other.unwrap_or(usize::MAX) }),
         };

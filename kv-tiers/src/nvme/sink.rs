@@ -6,12 +6,7 @@ use kv_core::Verified;
 use kv_core::ids::JobId;
 use kv_core::job::TransferError;
 
-/// Told the outcome of every submitted job, exactly once, on a thread of the log's. The job's slot is free again.
-/// Must not block: other completions wait behind it. May submit more jobs.
-pub trait CompletionSink: Send + Sync {
-    /// `job` is over.
-    fn complete(&self, job: JobId, result: Result<Verified, TransferError>);
-}
+pub use kv_core::job::CompletionSink;
 
 /// Delivers a completion. A sink that panics must not take the I/O thread, and every job in flight, with it.
 pub(crate) fn deliver(sink: &dyn CompletionSink, job: JobId, result: Result<Verified, TransferError>) {
