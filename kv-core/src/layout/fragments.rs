@@ -20,7 +20,7 @@ pub(super) struct Loop {
     pub(super) step: Step,
 }
 
-/// Iterator over the fragments of a block, see [`Placement::fragments`].
+/// Iterator over the fragments of a block, see [`Placement::fragments`](super::Placement::fragments).
 #[derive(Clone, Debug)]
 pub struct Fragments {
     loops: [Loop; 4],

@@ -268,7 +268,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::{DType, Fragment, HeadOrder};
+    use super::super::{DType, Fragment, HeadOrder, Shard};
     use super::*;
     use crate::units::Tokens;
 
@@ -480,6 +480,21 @@ mod tests {
         assert_eq!(fragments(Arrangement::BlockOuter), (32, 32, 64 << 10));
         assert_eq!(fragments(Arrangement::SeparateKv), (64, 64, 32 << 10));
         assert_eq!(fragments(Arrangement::BlockOutermost), (1, 1, 2 << 20));
+    }
+
+    /// Figures that vLLM 0.33 shows for Llama-3.1-8B in its two layouts with fused K and V.
+    #[test]
+    fn fused_pools_of_vllm() {
+        let attention =
+            Attention::Heads { kv_heads: 8, head_dim: 128, order: HeadOrder::Hnd, kv: KvOrder::Fused };
+        let layout = KvLayout::new(32, attention, DType::Bf16, Tokens(16)).unwrap();
+        let fragment = |tp_size, arrangement| {
+            let layout = layout.shard(Shard::new(0, tp_size).unwrap()).unwrap();
+            Placement::packed(layout, 100, arrangement).unwrap().fragment_bytes()
+        };
+        assert_eq!(fragment(1, Arrangement::BlockOuter), 64 << 10);
+        assert_eq!(fragment(4, Arrangement::BlockOuter), 16 << 10);
+        assert_eq!(fragment(1, Arrangement::BlockOutermost), 2 << 20);
     }
 
     #[test]
