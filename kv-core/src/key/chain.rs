@@ -235,18 +235,24 @@ mod tests {
             prop_assert!(ka[shared..].iter().all(|key| !kb.contains(key)));
         }
 
+        /// The extras of a prompt are those of its first block.
         #[test]
-        fn one_call_or_many_give_the_same_keys(tokens in vec(any::<u32>(), 0..100), cut in 0usize..12) {
+        fn one_call_or_many_give_the_same_keys(
+            tokens in vec(any::<u32>(), 0..100),
+            extras in vec(extra(), 0..3),
+            cut in 0usize..12,
+        ) {
             let chain = chain(8);
-            let all = keys(&chain, &tokens, &[]);
-            let cut = cut.min(all.len());
-            let parent = if cut == 0 { BlockKey::ROOT } else { all[cut - 1] };
-            let rest: Vec<_> = chain.keys(parent, &tokens[8 * cut..], &[]).collect();
-            prop_assert_eq!(&all[cut..], rest);
+            let extras: Vec<_> = extras.iter().map(as_extra).collect();
+            let all = keys(&chain, &tokens, &extras);
             let mut parent = BlockKey::ROOT;
-            for (block, &key) in tokens.chunks_exact(8).zip(&all) {
-                parent = chain.key(parent, block, &[]).unwrap();
+            for (block, (tokens, &key)) in tokens.chunks_exact(8).zip(&all).enumerate() {
+                parent = chain.key(parent, tokens, if block == 0 { &extras } else { &[] }).unwrap();
                 prop_assert_eq!(parent, key);
+            }
+            if let Some(&parent) = all.get(cut) {
+                let rest: Vec<_> = chain.keys(parent, &tokens[8 * (cut + 1)..], &[]).collect();
+                prop_assert_eq!(&all[cut + 1..], rest);
             }
         }
 

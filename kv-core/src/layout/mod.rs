@@ -15,12 +15,14 @@
 //! order are other blocks.
 
 mod error;
+mod fragments;
 mod model;
 mod placement;
 
 pub use error::LayoutError;
+pub use fragments::{Fragment, Fragments};
 pub use model::{GroupIndex, KvGroup, ModelLayout, Rank, Reach, Shard};
-pub use placement::{Arrangement, Fragment, Fragments, Placement, Step, Strides};
+pub use placement::{Arrangement, Placement, Step, Strides};
 
 use crate::units::Tokens;
 use error::{in_range, product};

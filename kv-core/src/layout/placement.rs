@@ -1,6 +1,7 @@
 //! Where the blocks of one pool lie in device memory.
 
 use super::error::{in_range, product};
+use super::fragments::{Fragments, Loop};
 use super::{Attention, Axis, KvLayout, KvOrder, LayoutError};
 use crate::ids::SlotId;
 
@@ -78,24 +79,6 @@ impl Strides {
             Axis::Head => self.head = bytes,
         }
     }
-}
-
-/// A contiguous piece of a block in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fragment {
-    /// Which buffer: layer by layer, and K before V where they have their own.
-    pub buffer: u32,
-    /// First byte.
-    pub offset: usize,
-    /// Number of bytes.
-    pub len: usize,
-}
-
-/// One level of the nest of loops that visits a block's fragments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Loop {
-    count: u32,
-    step: Step,
 }
 
 /// A pool of blocks in device memory: its buffers, and where in them each block lies.
@@ -232,14 +215,8 @@ impl Placement {
     /// could be one. `None` if the pool has no such block.
     #[must_use]
     pub fn fragments(&self, block: SlotId) -> Option<Fragments> {
-        (block.0 < self.num_blocks).then(|| Fragments {
-            loops: self.loops,
-            run: self.run,
-            index: [0; 4],
-            remaining: self.fragments_per_block(),
-            buffer: 0,
-            offset: block.0 as usize * self.block_stride,
-        })
+        (block.0 < self.num_blocks)
+            .then(|| Fragments::new(self.loops, self.run, block.0 as usize * self.block_stride))
     }
 }
 
@@ -285,65 +262,13 @@ fn span(mut axes: [(Axis, u32); 5], strides: &Strides, vector: usize) -> Result<
     Ok(span)
 }
 
-/// Iterator over the fragments of a block, see [`Placement::fragments`].
-#[derive(Clone, Debug)]
-pub struct Fragments {
-    loops: [Loop; 4],
-    run: usize,
-    index: [u32; 4],
-    remaining: usize,
-    buffer: u32,
-    offset: usize,
-}
-
-impl Iterator for Fragments {
-    type Item = Fragment;
-
-    fn next(&mut self) -> Option<Fragment> {
-        self.remaining = self.remaining.checked_sub(1)?;
-        let fragment = Fragment { buffer: self.buffer, offset: self.offset, len: self.run };
-        self.advance();
-        Some(fragment)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.remaining, Some(self.remaining))
-    }
-}
-
-impl ExactSizeIterator for Fragments {}
-
-impl Fragments {
-    /// Counts the innermost loop up; a loop that is through starts over and the next one outwards counts.
-    fn advance(&mut self) {
-        // Buffers are numbered in the order of the loops: one step outwards skips all inner buffers.
-        let mut inner_buffers = 1;
-        for (level, index) in self.loops.iter().zip(&mut self.index).rev() {
-            let last = level.count - 1;
-            let over = *index == last;
-            match level.step {
-                Step::Bytes(bytes) if over => self.offset -= last as usize * bytes,
-                Step::Bytes(bytes) => self.offset += bytes,
-                Step::Buffer if over => self.buffer -= last * inner_buffers,
-                Step::Buffer => self.buffer += inner_buffers,
-            }
-            if !over {
-                *index += 1;
-                return;
-            }
-            *index = 0;
-            if level.step == Step::Buffer {
-                inner_buffers *= level.count;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
-    use super::super::{DType, HeadOrder};
+    use super::super::{DType, Fragment, HeadOrder, Shard};
     use super::*;
     use crate::units::Tokens;
 
@@ -412,83 +337,62 @@ mod tests {
         (0..pool.num_blocks()).map(|block| pool.fragments(SlotId(block)).unwrap().collect())
     }
 
-    /// Index of a vector in a row-major tensor of that shape.
-    fn row_major(shape: &[(usize, usize)]) -> usize {
-        shape.iter().fold(0, |at, &(index, extent)| {
-            assert!(index < extent);
-            at * extent + index
-        })
-    }
-
-    /// One vector of one head (or a latent) of one token.
-    #[derive(Clone, Copy)]
-    struct Vector {
-        layer: usize,
-        plane: usize,
-        token: usize,
-        head: usize,
-    }
-
-    /// What the shapes in the documentation of [`Arrangement`] say about a vector: buffer and offset.
-    fn on_device(pool: &Placement, arrangement: Arrangement, block: usize, at: Vector) -> (u32, usize) {
-        let layout = pool.layout();
-        let (blocks, layers) = (pool.num_blocks() as usize, layout.layers() as usize);
-        let tokens = layout.tokens_per_block().0 as usize;
-        let (b, l, n) = ((block, blocks), (at.layer, layers), (at.token, tokens));
-        let (buffer, shape) = match layout.attention() {
-            Attention::Latent { .. } => match arrangement {
-                Arrangement::BlockOutermost => (0, vec![b, l, n]),
-                _ => (at.layer, vec![b, n]),
-            },
-            Attention::Heads { kv_heads, order, kv, .. } => {
-                let (h, k) = ((at.head, kv_heads as usize), (at.plane, 2));
-                let (x, y) = match order {
-                    HeadOrder::Nhd => (n, h),
-                    HeadOrder::Hnd => (h, n),
-                };
-                match (arrangement, kv) {
-                    (Arrangement::KvOuter, _) => (at.layer, vec![k, b, x, y]),
-                    (Arrangement::SeparateKv, _) => (2 * at.layer + at.plane, vec![b, x, y]),
-                    (Arrangement::BlockOuter, KvOrder::Split) => (at.layer, vec![b, k, x, y]),
-                    (Arrangement::BlockOuter, KvOrder::Fused) => (at.layer, vec![b, x, y, k]),
-                    (Arrangement::BlockOutermost, KvOrder::Split) => (0, vec![b, l, k, x, y]),
-                    (Arrangement::BlockOutermost, KvOrder::Fused) => (0, vec![b, l, x, y, k]),
-                }
-            }
-        };
-        (buffer as u32, row_major(&shape) * layout.vector_bytes())
-    }
-
-    /// Every vector of a block, in page-first order.
-    fn vectors(layout: &KvLayout) -> Vec<Vector> {
-        let tokens = 0..layout.tokens_per_block().0 as usize;
-        let layers = 0..layout.layers() as usize;
-        let mut vectors = Vec::new();
-        for layer in layers {
-            match layout.attention() {
-                Attention::Latent { .. } => {
-                    vectors.extend(tokens.clone().map(|token| Vector { layer, plane: 0, token, head: 0 }));
-                }
-                Attention::Heads { kv_heads, order, kv, .. } => {
-                    let mut of_layer = Vec::new();
-                    for plane in 0..2 {
-                        for token in tokens.clone() {
-                            for head in 0..kv_heads as usize {
-                                of_layer.push(Vector { layer, plane, token, head });
-                            }
-                        }
-                    }
-                    of_layer.sort_by_key(|at| match (kv, order) {
-                        (KvOrder::Split, HeadOrder::Nhd) => [at.plane, at.token, at.head],
-                        (KvOrder::Split, HeadOrder::Hnd) => [at.plane, at.head, at.token],
-                        (KvOrder::Fused, HeadOrder::Nhd) => [at.token, at.head, at.plane],
-                        (KvOrder::Fused, HeadOrder::Hnd) => [at.head, at.token, at.plane],
-                    });
-                    vectors.extend(of_layer);
-                }
-            }
+    /// What the documentation of [`Arrangement`] and of the orders says, as axes, outermost first: `l`ayer,
+    /// `k` or v, `b`lock, toke`n`, `h`ead. Axes before the bar choose the buffer. `None`: K and V cannot be
+    /// separated.
+    fn device_axes(attention: Attention, arrangement: Arrangement) -> Option<String> {
+        let axes = block_axes(attention);
+        match (arrangement, axes.strip_prefix('k')) {
+            (Arrangement::KvOuter, inner) => Some(format!("l|kb{}", inner?)),
+            (Arrangement::SeparateKv, inner) => Some(format!("lk|b{}", inner?)),
+            (Arrangement::BlockOuter, _) => Some(format!("l|b{axes}")),
+            (Arrangement::BlockOutermost, _) => Some(format!("|bl{axes}")),
         }
-        vectors
+    }
+
+    /// Axes of one layer of a block.
+    fn block_axes(attention: Attention) -> &'static str {
+        match attention {
+            Attention::Latent { .. } => "n",
+            Attention::Heads { order, kv, .. } => match (kv, order) {
+                (KvOrder::Split, HeadOrder::Nhd) => "knh",
+                (KvOrder::Split, HeadOrder::Hnd) => "khn",
+                (KvOrder::Fused, HeadOrder::Nhd) => "nhk",
+                (KvOrder::Fused, HeadOrder::Hnd) => "hnk",
+            },
+        }
+    }
+
+    /// Buffer and offset of every vector of a block in page-first order, by the row-major formula.
+    fn naive(pool: &Placement, device_axes: &str, block: u32) -> Vec<(u32, usize)> {
+        let layout = pool.layout();
+        let heads = match layout.attention() {
+            Attention::Heads { kv_heads, .. } => kv_heads,
+            Attention::Latent { .. } => 1,
+        };
+        let extent = |axis| match axis {
+            'l' => layout.layers() as usize,
+            'k' => 2,
+            'b' => pool.num_blocks() as usize,
+            'n' => layout.tokens_per_block().0 as usize,
+            'h' => heads as usize,
+            other => panic!("axis {other}"),
+        };
+        let row_major = |axes: &str, at: &HashMap<char, usize>| {
+            axes.chars().fold(0, |index, axis| index * extent(axis) + at[&axis])
+        };
+        let (buffer, place) = device_axes.split_once('|').unwrap();
+        let axes = format!("l{}", block_axes(layout.attention()));
+        (0..axes.chars().map(extent).product())
+            .map(|vector: usize| {
+                let (mut at, mut rest) = (HashMap::from([('b', block as usize)]), vector);
+                for axis in axes.chars().rev() {
+                    at.insert(axis, rest % extent(axis));
+                    rest /= extent(axis);
+                }
+                (row_major(buffer, &at) as u32, row_major(place, &at) * layout.vector_bytes())
+            })
+            .collect()
     }
 
     proptest! {
@@ -525,18 +429,18 @@ mod tests {
         /// Byte by byte: what the fragments gather is what the tensors' shapes say.
         #[test]
         fn fragments_follow_the_shapes(layout in layout(), num_blocks in 1u32..4, arrangement in arrangement()) {
-            let Ok(pool) = Placement::packed(layout, num_blocks, arrangement) else { return Ok(()) };
-            for (block, fragments) in blocks(&pool).enumerate() {
-                let mut bytes = fragments
-                    .iter()
-                    .flat_map(|fragment| (0..fragment.len).map(|i| (fragment.buffer, fragment.offset + i)));
-                for at in vectors(&layout) {
-                    let (buffer, offset) = on_device(&pool, arrangement, block, at);
-                    for i in 0..layout.vector_bytes() {
-                        prop_assert_eq!(bytes.next(), Some((buffer, offset + i)));
-                    }
-                }
-                prop_assert_eq!(bytes.next(), None);
+            let pool = Placement::packed(layout, num_blocks, arrangement);
+            let Some(axes) = device_axes(layout.attention(), arrangement) else {
+                prop_assert_eq!(pool, Err(LayoutError::KvTogether { arrangement: arrangement.name() }));
+                return Ok(());
+            };
+            let pool = pool.unwrap();
+            for block in 0..num_blocks {
+                let bytes = |(buffer, offset, len)| (offset..offset + len).map(move |byte| (buffer, byte));
+                let found = pool.fragments(SlotId(block)).unwrap().map(|f| (f.buffer, f.offset, f.len));
+                let expected = naive(&pool, &axes, block);
+                let expected = expected.into_iter().map(|(buffer, offset)| (buffer, offset, layout.vector_bytes()));
+                prop_assert!(found.flat_map(bytes).eq(expected.flat_map(bytes)));
             }
         }
 
@@ -578,12 +482,38 @@ mod tests {
         assert_eq!(fragments(Arrangement::BlockOutermost), (1, 1, 2 << 20));
     }
 
+    /// Figures that vLLM 0.33 shows for Llama-3.1-8B in its two layouts with fused K and V.
+    #[test]
+    fn fused_pools_of_vllm() {
+        let attention =
+            Attention::Heads { kv_heads: 8, head_dim: 128, order: HeadOrder::Hnd, kv: KvOrder::Fused };
+        let layout = KvLayout::new(32, attention, DType::Bf16, Tokens(16)).unwrap();
+        let fragment = |tp_size, arrangement| {
+            let layout = layout.shard(Shard::new(0, tp_size).unwrap()).unwrap();
+            Placement::packed(layout, 100, arrangement).unwrap().fragment_bytes()
+        };
+        assert_eq!(fragment(1, Arrangement::BlockOuter), 64 << 10);
+        assert_eq!(fragment(4, Arrangement::BlockOuter), 16 << 10);
+        assert_eq!(fragment(1, Arrangement::BlockOutermost), 2 << 20);
+    }
+
     #[test]
     fn there_is_no_block_behind_the_last() {
         let pool = Placement::packed(llama(), 3, Arrangement::BlockOuter).unwrap();
         assert!(pool.fragments(SlotId(2)).is_some());
         assert!(pool.fragments(SlotId(3)).is_none());
         assert!(pool.fragments(SlotId(u32::MAX)).is_none());
+        // The stride of an axis with one index may be anything.
+        let strides = Strides {
+            layer: Step::Bytes(64 << 10),
+            plane: Step::Bytes(32 << 10),
+            block: usize::MAX,
+            token: 1 << 11,
+            head: 1 << 8,
+        };
+        let pool = Placement::strided(llama(), 1, strides).unwrap();
+        assert_eq!(pool.fragments(SlotId(0)).map(Iterator::count), Some(1));
+        assert!(pool.fragments(SlotId(2)).is_none());
     }
 
     #[test]

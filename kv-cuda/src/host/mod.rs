@@ -17,6 +17,65 @@ use crate::memory::HostMemory;
 /// the same fragments as a GPU would. It tells nothing about speed.
 ///
 /// Copies can be made to fail, see [`HostDevice::fail_after`].
+///
+/// ```
+/// use std::{cell::UnsafeCell, ptr::NonNull, sync::Arc, sync::mpsc};
+///
+/// use kv_core::Verified;
+/// use kv_core::ids::{JobId, SlotId};
+/// use kv_core::job::{TransferError, Urgency};
+/// use kv_core::layout::{Arrangement, Attention, DType, KvLayout, Placement};
+/// use kv_core::units::Tokens;
+/// use kv_cuda::{BlockCopy, CopySink, Device, Direction, HostDevice, HostMemory, HostSpan};
+///
+/// struct Arena(Box<[UnsafeCell<u8>]>);
+/// // SAFETY: one allocation that never moves, and nothing here makes a reference into it.
+/// unsafe impl Sync for Arena {}
+/// unsafe impl HostMemory for Arena {
+///     fn base(&self) -> NonNull<u8> {
+///         NonNull::from(&*self.0).cast()
+///     }
+///     fn size(&self) -> usize {
+///         self.0.len()
+///     }
+/// }
+///
+/// struct Print(mpsc::Sender<JobId>);
+/// impl CopySink for Print {
+///     fn complete(&self, job: JobId, result: Result<Verified, TransferError>) {
+///         println!("{job:?}: {result:?}");
+///         self.0.send(job).ok();
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let layout = KvLayout::new(2, Attention::Latent { dim: 8 }, DType::Bf16, Tokens(4))?;
+/// let block = layout.bytes_per_block();
+/// let pool = Placement::packed(layout, 10, Arrangement::BlockOuter)?;
+/// let arena = Arc::new(Arena((0..4 * block).map(|_| UnsafeCell::new(0)).collect()));
+/// let (sender, done) = mpsc::channel();
+/// let device = HostDevice::new(pool, arena, Arc::new(Print(sender)))?;
+///
+/// device.upload(SlotId(7), &vec![42; block])?; // the runtime computes a block
+/// let span = HostSpan { offset: 3 * block, len: block };
+/// let copy = |job, direction, slot| BlockCopy {
+///     job: JobId(job),
+///     direction,
+///     device_block: SlotId(slot),
+///     host: span,
+/// };
+/// // SAFETY: nobody else uses the arena; the second copy starts when the first is over.
+/// unsafe { device.submit(&[copy(1, Direction::ToHost, 7)], Urgency::WriteBack)? };
+/// assert_eq!(done.recv()?, JobId(1));
+/// unsafe { device.submit(&[copy(2, Direction::ToDevice, 0)], Urgency::Demand)? };
+/// assert_eq!(done.recv()?, JobId(2));
+///
+/// let mut loaded = vec![0; block];
+/// device.download(SlotId(0), &mut loaded)?;
+/// assert_eq!(loaded, vec![42; block]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct HostDevice {
     shared: Arc<Shared>,
     worker: Mutex<Option<JoinHandle<()>>>,

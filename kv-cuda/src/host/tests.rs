@@ -111,73 +111,60 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A layout and an arrangement as strings of axes, outermost first: `l`ayer, `k` or v, `b`lock, to`n` (the
-/// N of NHD), `h`ead. Axes before the bar choose the buffer.
-#[derive(Debug)]
-struct Shapes {
-    device: &'static str,
-    host: &'static str,
+/// Axes of one layer of a block, outermost first: `k` or v, toke`n`, `h`ead.
+fn block_axes(attention: Attention) -> &'static str {
+    match attention {
+        Attention::Latent { .. } => "n",
+        Attention::Heads { order, kv, .. } => match (kv, order) {
+            (KvOrder::Split, HeadOrder::Nhd) => "knh",
+            (KvOrder::Split, HeadOrder::Hnd) => "khn",
+            (KvOrder::Fused, HeadOrder::Nhd) => "nhk",
+            (KvOrder::Fused, HeadOrder::Hnd) => "hnk",
+        },
+    }
 }
 
-impl Shapes {
-    fn of(attention: Attention, arrangement: Arrangement) -> Option<Self> {
-        use Arrangement::{BlockOuter, BlockOutermost, KvOuter, SeparateKv};
-        let (device, host) = match attention {
-            Attention::Latent { .. } => match arrangement {
-                BlockOuter => ("l|bn", "ln"),
-                BlockOutermost => ("|bln", "ln"),
-                KvOuter | SeparateKv => return None,
-            },
-            Attention::Heads { order, kv, .. } => match (kv, order, arrangement) {
-                (KvOrder::Split, HeadOrder::Nhd, KvOuter) => ("l|kbnh", "lknh"),
-                (KvOrder::Split, HeadOrder::Nhd, BlockOuter) => ("l|bknh", "lknh"),
-                (KvOrder::Split, HeadOrder::Nhd, SeparateKv) => ("lk|bnh", "lknh"),
-                (KvOrder::Split, HeadOrder::Nhd, BlockOutermost) => ("|blknh", "lknh"),
-                (KvOrder::Split, HeadOrder::Hnd, KvOuter) => ("l|kbhn", "lkhn"),
-                (KvOrder::Split, HeadOrder::Hnd, BlockOuter) => ("l|bkhn", "lkhn"),
-                (KvOrder::Split, HeadOrder::Hnd, SeparateKv) => ("lk|bhn", "lkhn"),
-                (KvOrder::Split, HeadOrder::Hnd, BlockOutermost) => ("|blkhn", "lkhn"),
-                (KvOrder::Fused, HeadOrder::Nhd, BlockOuter) => ("l|bnhk", "lnhk"),
-                (KvOrder::Fused, HeadOrder::Nhd, BlockOutermost) => ("|blnhk", "lnhk"),
-                (KvOrder::Fused, HeadOrder::Hnd, BlockOuter) => ("l|bhnk", "lhnk"),
-                (KvOrder::Fused, HeadOrder::Hnd, BlockOutermost) => ("|blhnk", "lhnk"),
-                (KvOrder::Fused, _, KvOuter | SeparateKv) => return None,
-            },
-        };
-        Some(Self { device, host })
+/// Axes of a pool's tensors, with `l`ayer and `b`lock. Those before the bar choose the tensor.
+fn device_axes(attention: Attention, arrangement: Arrangement) -> Option<String> {
+    let axes = block_axes(attention);
+    match arrangement {
+        Arrangement::KvOuter => Some(format!("l|kb{}", axes.strip_prefix('k')?)),
+        Arrangement::SeparateKv => Some(format!("lk|b{}", axes.strip_prefix('k')?)),
+        Arrangement::BlockOuter => Some(format!("l|b{axes}")),
+        Arrangement::BlockOutermost => Some(format!("|bl{axes}")),
     }
+}
 
-    /// For each element vector of `block` in page-first order: its buffer, and its index there.
-    fn vectors(&self, layout: &KvLayout, num_blocks: u32, block: u32) -> Vec<(usize, usize)> {
-        let (heads, planes) = match layout.attention() {
-            Attention::Heads { kv_heads, .. } => (kv_heads, 2),
-            Attention::Latent { .. } => (1, 1),
-        };
-        let extent = |axis| match axis {
-            'l' => layout.layers(),
-            'k' => planes,
-            'b' => num_blocks,
-            'n' => layout.tokens_per_block().0,
-            'h' => heads,
-            other => panic!("axis {other}"),
-        } as usize;
-        let row_major = |axes: &str, at: &HashMap<char, usize>| {
-            axes.chars().fold(0, |index, axis| index * extent(axis) + at[&axis])
-        };
-        let (buffer, place) = self.device.split_once('|').unwrap();
-        let vectors: usize = self.host.chars().map(extent).product();
-        (0..vectors)
-            .map(|vector| {
-                let mut at = HashMap::from([('b', block as usize)]);
-                let mut rest = vector;
-                for axis in self.host.chars().rev() {
-                    at.insert(axis, rest % extent(axis));
-                    rest /= extent(axis);
-                }
-                (row_major(buffer, &at), row_major(place, &at))
-            })
-            .collect()
-    }
+/// For each vector of `block` in page-first order: its buffer, and its row-major index there.
+fn naive(pool: &Placement, device_axes: &str, block: u32) -> Vec<(usize, usize)> {
+    let layout = pool.layout();
+    let heads = match layout.attention() {
+        Attention::Heads { kv_heads, .. } => kv_heads,
+        Attention::Latent { .. } => 1,
+    };
+    let extent = |axis| match axis {
+        'l' => layout.layers() as usize,
+        'k' => 2,
+        'b' => pool.num_blocks() as usize,
+        'n' => layout.tokens_per_block().0 as usize,
+        'h' => heads as usize,
+        other => panic!("axis {other}"),
+    };
+    let row_major = |axes: &str, at: &HashMap<char, usize>| {
+        axes.chars().fold(0, |index, axis| index * extent(axis) + at[&axis])
+    };
+    let (buffer, place) = device_axes.split_once('|').unwrap();
+    let axes = format!("l{}", block_axes(layout.attention()));
+    (0..axes.chars().map(extent).product())
+        .map(|vector: usize| {
+            let (mut at, mut rest) = (HashMap::from([('b', block as usize)]), vector);
+            for axis in axes.chars().rev() {
+                at.insert(axis, rest % extent(axis));
+                rest /= extent(axis);
+            }
+            (row_major(buffer, &at), row_major(place, &at))
+        })
+        .collect()
 }
 
 fn attention() -> impl Strategy<Value = Attention> {
@@ -190,17 +177,17 @@ fn attention() -> impl Strategy<Value = Attention> {
     ]
 }
 
-fn pool() -> impl Strategy<Value = (Placement, Shapes)> {
+fn pool() -> impl Strategy<Value = (Placement, String)> {
     let arrangement = proptest::sample::select(Arrangement::ALL.as_slice());
     let dtype = prop_oneof![Just(DType::Fp8E4M3), Just(DType::Bf16), Just(DType::F32)];
     (1u32..4, attention(), dtype, 1u32..5, 1u32..5, arrangement).prop_filter_map(
         "separates what the layout joins",
         |(layers, attention, dtype, tokens, num_blocks, arrangement)| {
             let layout = KvLayout::new(layers, attention, dtype, Tokens(tokens)).unwrap();
-            let shapes = Shapes::of(attention, arrangement);
+            let axes = device_axes(attention, arrangement);
             let pool = Placement::packed(layout, num_blocks, arrangement);
-            assert_eq!(shapes.is_some(), pool.is_ok(), "{pool:?}");
-            Some((pool.ok()?, shapes?))
+            assert_eq!(axes.is_some(), pool.is_ok(), "{pool:?}");
+            Some((pool.ok()?, axes?))
         },
     )
 }
@@ -208,7 +195,7 @@ fn pool() -> impl Strategy<Value = (Placement, Shapes)> {
 proptest! {
     /// All blocks to the device, the raw buffers against the shapes, and back into other spans.
     #[test]
-    fn bytes_arrive_where_the_shapes_say((pool, shapes) in pool(), seed: u64) {
+    fn bytes_arrive_where_the_shapes_say((pool, axes) in pool(), seed: u64) {
         let layout = *pool.layout();
         let blocks = pool.num_blocks();
         let arena = Arena::new(&layout, 2 * blocks as usize);
@@ -229,11 +216,11 @@ proptest! {
         submit(&device, &(0..blocks).map(load).collect::<Vec<_>>(), Urgency::Demand).unwrap();
         wait(blocks);
 
-        let vector_bytes = layout.bytes_per_block() / shapes.vectors(&layout, blocks, 0).len();
+        let vector_bytes = layout.bytes_per_block() / naive(&pool, &axes, 0).len();
         for block in 0..blocks {
             let hbm = device.shared.hbm.lock();
             for ((buffer, index), expected) in
-                shapes.vectors(&layout, blocks, block).into_iter().zip(content(block).chunks(vector_bytes))
+                naive(&pool, &axes, block).into_iter().zip(content(block).chunks(vector_bytes))
             {
                 prop_assert_eq!(&hbm.0[buffer][index * vector_bytes..][..vector_bytes], expected);
             }
