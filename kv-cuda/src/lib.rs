@@ -1,10 +1,10 @@
 //! Copies between the KV blocks of a device and host memory.
 //!
 //! ```text
-//!            Engine ── submit(copies, urgency) ──►┌────────┐
-//!   CopySink ◄── complete(job, Verified | error) ─│ Device │
-//!                                                 └─┬────┬─┘
-//!    pool of device blocks: fragments (Placement) ◄─┘    └─► HostMemory: one span per block
+//!                  Engine ── submit(copies, urgency) ──►┌────────┐
+//!   CompletionSink ◄── complete(job, Verified | error) ─│ Device │
+//!                                                       └─┬────┬─┘
+//!          pool of device blocks: fragments (Placement) ◄─┘    └─► HostMemory: one span per block
 //! ```
 //!
 //! [`Device`] is what a caller sees; start there. [`HostMemory`] and [`HostSpan`] are the host side of a
@@ -15,6 +15,6 @@ mod device;
 mod host;
 mod memory;
 
-pub use device::{BlockCopy, CopySink, Device, DeviceError, Direction};
+pub use device::{BlockCopy, Device, DeviceError, Direction};
 pub use host::HostDevice;
 pub use memory::{HostMemory, HostSpan};

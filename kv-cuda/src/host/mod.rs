@@ -6,11 +6,11 @@ use std::thread::{self, JoinHandle, ThreadId};
 
 use kv_core::Verified;
 use kv_core::ids::SlotId;
-use kv_core::job::{TransferError, Urgency};
+use kv_core::job::{CompletionSink, TransferError, Urgency};
 use kv_core::layout::{Fragments, Placement};
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::{BlockCopy, CopySink, Device, DeviceError, Direction};
+use crate::device::{BlockCopy, Device, DeviceError, Direction};
 use crate::memory::HostMemory;
 
 /// The stand-in for a GPU: its "HBM" is heap memory, its copy engine a thread that gathers and scatters
@@ -23,10 +23,10 @@ use crate::memory::HostMemory;
 ///
 /// use kv_core::Verified;
 /// use kv_core::ids::{JobId, SlotId};
-/// use kv_core::job::{TransferError, Urgency};
+/// use kv_core::job::{CompletionSink, TransferError, Urgency};
 /// use kv_core::layout::{Arrangement, Attention, DType, KvLayout, Placement};
 /// use kv_core::units::Tokens;
-/// use kv_cuda::{BlockCopy, CopySink, Device, Direction, HostDevice, HostMemory, HostSpan};
+/// use kv_cuda::{BlockCopy, Device, Direction, HostDevice, HostMemory, HostSpan};
 ///
 /// struct Arena(Box<[UnsafeCell<u8>]>);
 /// // SAFETY: one allocation that never moves, and nothing here makes a reference into it.
@@ -41,7 +41,7 @@ use crate::memory::HostMemory;
 /// }
 ///
 /// struct Print(mpsc::Sender<JobId>);
-/// impl CopySink for Print {
+/// impl CompletionSink for Print {
 ///     fn complete(&self, job: JobId, result: Result<Verified, TransferError>) {
 ///         println!("{job:?}: {result:?}");
 ///         self.0.send(job).ok();
@@ -86,7 +86,7 @@ struct Shared {
     placement: Placement,
     hbm: Mutex<Hbm>,
     host: Arc<dyn HostMemory>,
-    sink: Arc<dyn CopySink>,
+    sink: Arc<dyn CompletionSink>,
     queue: Mutex<Queue>,
     /// The queue has something new to say.
     changed: Condvar,
@@ -170,7 +170,7 @@ impl HostDevice {
     pub fn new(
         placement: Placement,
         host: Arc<dyn HostMemory>,
-        sink: Arc<dyn CopySink>,
+        sink: Arc<dyn CompletionSink>,
     ) -> Result<Self, DeviceError> {
         let hbm = Mutex::new(Hbm::new(&placement)?);
         let (queue, changed) = (Mutex::default(), Condvar::new());

@@ -67,7 +67,7 @@ type Completion = (JobId, Result<Verified, TransferError>);
 /// Passes completions on to the test's thread.
 struct Channel(mpsc::Sender<Completion>);
 
-impl CopySink for Channel {
+impl CompletionSink for Channel {
     fn complete(&self, job: JobId, result: Result<Verified, TransferError>) {
         self.0.send((job, result)).expect("the test keeps the receiver");
     }
@@ -81,7 +81,7 @@ fn channel() -> (Arc<Channel>, mpsc::Receiver<Completion>) {
 /// A sink that is a closure.
 struct Call<F>(F);
 
-impl<F: Fn(JobId, Result<Verified, TransferError>) + Send + Sync> CopySink for Call<F> {
+impl<F: Fn(JobId, Result<Verified, TransferError>) + Send + Sync> CompletionSink for Call<F> {
     fn complete(&self, job: JobId, result: Result<Verified, TransferError>) {
         (self.0)(job, result);
     }
