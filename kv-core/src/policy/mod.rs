@@ -1,9 +1,30 @@
-//! Eviction as a trait, one file per algorithm.
+//! Which block of a tier leaves first (eviction), and which block is worth a write to NVMe (admission).
+//!
+//! One file per algorithm, all of the same shape. `cargo run --release -p kv-core --example policy_table`
+//! compares them on traces, as shares of the [optimum](Optimum).
+
+mod adaptive;
+mod admission;
+mod heap;
+mod history;
+mod hit_reward;
+mod list;
+mod lru;
+mod optimal;
+mod s3fifo;
+
+pub use adaptive::Adaptive;
+pub use admission::{BytesPerDay, NvmeAdmission};
+pub use hit_reward::HitReward;
+pub use lru::Lru;
+pub use optimal::Optimum;
+pub use s3fifo::S3Fifo;
 
 use crate::ids::SlotId;
 use crate::key::BlockKey;
 use crate::units::Nanos;
-use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 /// What a policy is told when a block is inserted or hit.
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +41,10 @@ pub struct Touch {
 
 /// Ranks the resident blocks of one tier.
 ///
-/// The planner touches the blocks of a request **tail first**, so that an ancestor is always at least as
-/// recent as its descendants, and asks for victims with a filter that admits only unpinned leaves.
-/// Implementations allocate in proportion to the capacity they were built with and not per call.
+/// The planner touches the blocks of a request **tail first** and down to depth 0, so that an ancestor is
+/// always at least as recent as its descendants, and asks for victims with a filter that admits only
+/// unpinned leaves. Implementations allocate in proportion to the capacity they were built with and not per
+/// call. A slot outside the capacity is ignored.
 pub trait EvictionPolicy: Send {
     /// Name on the command line and in reports.
     fn name(&self) -> &'static str;
@@ -32,8 +54,8 @@ pub trait EvictionPolicy: Send {
     fn hit(&mut self, slot: SlotId, touch: &Touch);
     /// `slot` is no longer resident (evicted, invalidated or purged).
     fn remove(&mut self, slot: SlotId);
-    /// The block that is worth least among those for which `evictable` holds. It stays resident until the
-    /// planner calls [`EvictionPolicy::remove`].
+    /// The block that is worth least among those for which `evictable` holds; `None` only if it holds for
+    /// none. It stays resident until the planner calls [`EvictionPolicy::remove`].
     fn victim(&mut self, now: Nanos, evictable: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId>;
     /// Visits resident blocks, least valuable first, until `visit` returns `false`. Used for write-behind,
     /// so an approximate order is enough.
@@ -41,71 +63,66 @@ pub trait EvictionPolicy: Send {
 }
 
 /// Which policy ranks a tier's blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PolicyKind {
-    /// Least recently used.
+    /// [`Adaptive`].
     #[default]
+    Adaptive,
+    /// [`Lru`].
     Lru,
+    /// [`HitReward`].
+    HitReward,
+    /// [`S3Fifo`].
+    S3Fifo,
 }
 
 impl PolicyKind {
-    /// Every kind.
-    pub const ALL: [Self; 1] = [Self::Lru];
-}
+    /// Every kind, the default first.
+    pub const ALL: [Self; 4] = [Self::Adaptive, Self::Lru, Self::HitReward, Self::S3Fifo];
 
-/// A write budget of the NVMe tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-pub struct BytesPerDay(pub u64);
-
-/// Which blocks are worth a write to NVMe. Without a budget: all of them.
-#[derive(Debug)]
-pub struct NvmeAdmission(());
-
-impl NvmeAdmission {
-    /// Admission under a budget.
+    /// Name on the command line and in reports.
     #[must_use]
-    pub fn new(_budget: Option<BytesPerDay>) -> Self {
-        Self(())
-    }
-
-    /// Whether a block that was used `heat` times may be written now.
-    pub fn admit(&mut self, _now: Nanos, _bytes: crate::units::Bytes, _heat: u8) -> bool {
-        true
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Adaptive => "adaptive",
+            Self::Lru => "lru",
+            Self::HitReward => "hit-reward",
+            Self::S3Fifo => "s3fifo",
+        }
     }
 }
 
-/// A policy for `capacity` slots.
+impl fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A name that is no policy's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no eviction policy is called {0:?}: choose one of {names}", names = PolicyKind::ALL.map(PolicyKind::name).join(", "))]
+pub struct UnknownPolicy(pub String);
+
+impl FromStr for PolicyKind {
+    type Err = UnknownPolicy;
+
+    /// ```
+    /// use kv_core::policy::PolicyKind;
+    /// assert_eq!("lru".parse(), Ok(PolicyKind::Lru));
+    /// assert!("mru".parse::<PolicyKind>().is_err());
+    /// ```
+    fn from_str(name: &str) -> Result<Self, UnknownPolicy> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| UnknownPolicy(name.to_owned()))
+    }
+}
+
+/// A policy for slots `0..capacity`.
 #[must_use]
-pub fn build(_kind: PolicyKind, capacity: usize) -> Box<dyn EvictionPolicy> {
-    Box::new(Lru { clock: 0, order: BTreeMap::new(), last_use: vec![0; capacity] })
-}
-
-struct Lru {
-    clock: u64,
-    order: BTreeMap<u64, SlotId>,
-    last_use: Vec<u64>,
-}
-
-impl EvictionPolicy for Lru {
-    fn name(&self) -> &'static str {
-        "lru"
-    }
-    fn insert(&mut self, slot: SlotId, _touch: &Touch) {
-        self.clock += 1;
-        self.order.insert(self.clock, slot);
-        self.last_use[slot.0 as usize] = self.clock;
-    }
-    fn hit(&mut self, slot: SlotId, touch: &Touch) {
-        self.remove(slot);
-        self.insert(slot, touch);
-    }
-    fn remove(&mut self, slot: SlotId) {
-        self.order.remove(&self.last_use[slot.0 as usize]);
-    }
-    fn victim(&mut self, _now: Nanos, evictable: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId> {
-        self.order.values().copied().find(|slot| evictable(*slot))
-    }
-    fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool) {
-        self.order.values().all(|slot| visit(*slot));
+pub fn build(kind: PolicyKind, capacity: usize) -> Box<dyn EvictionPolicy> {
+    match kind {
+        PolicyKind::Adaptive => Box::new(Adaptive::new(capacity)),
+        PolicyKind::Lru => Box::new(Lru::new(capacity)),
+        PolicyKind::HitReward => Box::new(HitReward::new(capacity)),
+        PolicyKind::S3Fifo => Box::new(S3Fifo::new(capacity)),
     }
 }

@@ -1,0 +1,188 @@
+//! The default: keeps the blocks with the most expected hits per block use that they occupy a slot.
+//!
+//! ```text
+//!  uses, tail first ──► pending request ──► Class of each block ──► Cells: one list per (class, age band)
+//!                            │                      │                 ▲ cells sorted by worth
+//!                       History: uses and last      ▼                 │
+//!                       use of 8 x capacity keys   LifeTable: hazard of reuse by (class, age)
+//! ```
+//!
+//! No rule with fixed constants is good at every size: recency wins when the tier is large, frequency when
+//! it is small, and a conversation's *next* turn depends on how it went so far. So nothing is fixed but what
+//! is looked at (`class.rs`); how soon each class is used again is measured on a sample of the keys whether
+//! they are resident or not (`life_table.rs`); and a victim comes from the cell with the lowest Gittins index
+//! (`cells.rs`). An index is a rate, so it needs no knob for the capacity: a small tier never gets to the
+//! good cells, a large one rarely has to look beyond the worthless.
+//!
+//! Time is counted in block uses. A tier is under pressure from uses, not from seconds, and equal or missing
+//! timestamps do no harm.
+
+mod cells;
+mod class;
+mod life_table;
+
+use super::history::History;
+use super::{EvictionPolicy, PolicyKind, Touch};
+use crate::ids::SlotId;
+use crate::key::BlockKey;
+use crate::units::Nanos;
+use cells::Cells;
+use class::{Class, Return};
+use life_table::{LifeTable, WatchId};
+
+/// Keys remembered per slot of the tier.
+const MEMORY: usize = 8;
+/// Worths are computed anew after a quarter of the capacity in uses, but not more often than this.
+const LEARN_AT_LEAST: u32 = 1024;
+/// Blocks are checked for having aged four times per first age band, but not more often than this.
+const AGE_AT_LEAST: u32 = 64;
+
+/// What is remembered of a key.
+#[derive(Clone, Copy, Default)]
+struct Past {
+    uses: u8,
+    watch: Option<WatchId>,
+}
+
+/// A touched block of the request that is being reported.
+struct Pending {
+    slot: SlotId,
+    key: BlockKey,
+}
+
+/// See the module's head.
+pub struct Adaptive {
+    cells: Cells,
+    history: History<Past>,
+    table: LifeTable,
+    /// The blocks so far of the request that is being reported, tail first; they are in no cell.
+    pending: Vec<Pending>,
+    /// The parent of the last of them: a touch of another block begins another request.
+    expected: BlockKey,
+    /// The pending blocks that have been counted, with their uses, tail first.
+    counted: Vec<(SlotId, Past)>,
+    /// Block uses so far.
+    clock: u32,
+    learnt: u32,
+    aged: u32,
+}
+
+impl Adaptive {
+    /// Ranks slots `0..capacity`.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            cells: Cells::new(capacity),
+            history: History::new(capacity.saturating_mul(MEMORY)),
+            table: LifeTable::new(capacity),
+            pending: Vec::with_capacity(capacity),
+            expected: BlockKey::ROOT,
+            counted: Vec::with_capacity(capacity),
+            clock: 0,
+            learnt: 0,
+            aged: 0,
+        }
+    }
+
+    fn touch(&mut self, slot: SlotId, touch: &Touch) {
+        if slot.0 as usize >= self.cells.capacity() {
+            return;
+        }
+        if touch.key != self.expected || self.pending.len() == self.cells.capacity() {
+            self.settle();
+        }
+        self.cells.remove(slot);
+        self.pending.push(Pending { slot, key: touch.key });
+        self.expected = touch.parent;
+        if touch.depth == 0 {
+            self.count();
+        }
+    }
+
+    /// The pending blocks are a whole request.
+    fn count(&mut self) {
+        let mut back = Return::New;
+        let mut fresh = 0;
+        for block in &self.pending {
+            self.clock = self.clock.wrapping_add(1);
+            let (gap, past) = self.history.get(block.key, self.clock).unwrap_or_default();
+            if let Some(watch) = past.watch {
+                self.table.used(watch, self.clock);
+            }
+            let known_before = self.counted.len() - fresh;
+            match past.uses {
+                0 => fresh += 1,
+                uses if known_before == 0 => back = Return::of(uses, gap, self.cells.capacity()),
+                _ => {}
+            }
+            let watch = self.table.watch(block.key, self.clock);
+            let past = Past { uses: past.uses.saturating_add(1), watch };
+            self.history.set(block.key, self.clock, past);
+            self.counted.push((block.slot, past));
+        }
+        self.pending.clear();
+        self.expected = BlockKey::ROOT;
+        for (from_tail, (slot, past)) in self.counted.drain(..).enumerate() {
+            let class = match from_tail {
+                0 => Class::TAIL,
+                _ => Class::of(past.uses, fresh, back),
+            };
+            self.cells.put(slot, class, self.clock);
+            if let Some(watch) = past.watch {
+                self.table.classify(watch, class);
+            }
+        }
+        self.keep_up();
+    }
+
+    /// Whatever is pending did not come from a request that used it: those are reported down to depth 0.
+    /// The blocks were loaded ahead of their use, and rank by what is known of them.
+    fn settle(&mut self) {
+        for block in self.pending.drain(..) {
+            let uses = self.history.get(block.key, self.clock).map_or(0, |(_, past)| past.uses);
+            self.cells.put(block.slot, Class::of(uses, 0, Return::Soon), self.clock);
+        }
+        self.expected = BlockKey::ROOT;
+    }
+
+    fn keep_up(&mut self) {
+        let capacity = self.cells.capacity() as u32;
+        if self.clock.wrapping_sub(self.aged) >= (capacity / 16).max(AGE_AT_LEAST) {
+            self.aged = self.clock;
+            self.cells.advance(self.clock, &self.table);
+        }
+        if self.clock.wrapping_sub(self.learnt) >= (capacity / 4).max(LEARN_AT_LEAST) {
+            self.learnt = self.clock;
+            self.table.advance(self.clock);
+            self.cells.reorder(&self.table.worths());
+        }
+    }
+}
+
+impl EvictionPolicy for Adaptive {
+    fn name(&self) -> &'static str {
+        PolicyKind::Adaptive.name()
+    }
+
+    fn insert(&mut self, slot: SlotId, touch: &Touch) {
+        self.touch(slot, touch);
+    }
+
+    fn hit(&mut self, slot: SlotId, touch: &Touch) {
+        self.touch(slot, touch);
+    }
+
+    fn remove(&mut self, slot: SlotId) {
+        self.settle();
+        self.cells.remove(slot);
+    }
+
+    fn victim(&mut self, _: Nanos, evictable: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId> {
+        self.settle();
+        self.cells.find(evictable)
+    }
+
+    fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool) {
+        self.cells.ascending().chain(self.pending.iter().map(|block| block.slot)).all(visit);
+    }
+}
