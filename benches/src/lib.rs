@@ -13,6 +13,7 @@ pub mod copy;
 pub mod generate;
 pub mod heap;
 pub mod index;
+pub mod replay;
 pub mod report;
 mod rng;
 pub mod trace;

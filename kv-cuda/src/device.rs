@@ -1,7 +1,7 @@
 //! What a device does for the engine.
 
 use kv_core::ids::{JobId, SlotId};
-use kv_core::job::{CompletionSink, Urgency};
+use kv_core::job::Urgency;
 use kv_core::layout::Placement;
 
 use crate::memory::HostSpan;
@@ -73,13 +73,13 @@ pub enum DeviceError {
 
 /// A pool of KV blocks on a device, and the engine that copies them.
 ///
-/// One value per KV group of a GPU. The host memory and the [`CompletionSink`] are given when it is made.
+/// One value per KV group of a GPU. The host memory and the [sink](kv_core::job::CompletionSink) are given when it is made.
 /// Copies complete in any order. Dropping a device closes it.
 pub trait Device: Send + Sync {
     /// The pool: its layout and where each block lies.
     fn placement(&self) -> &Placement;
 
-    /// Starts copies and returns at once; each is completed exactly once through the [`CompletionSink`], perhaps
+    /// Starts copies and returns at once; each is completed exactly once through the [sink](kv_core::job::CompletionSink), perhaps
     /// before this returns. Copies that are [`Urgency::Demand`] overtake waiting write-backs.
     ///
     /// A copy to the host sees what work queued by the runtime before this call leaves in the block. What
@@ -111,6 +111,6 @@ pub trait Device: Send + Sync {
 
     /// Takes no more copies, completes those that were not begun with [`TransferError::Down`], and returns
     /// when the last one is completed: from then on the device does not touch the host memory. Called by a
-    /// [`CompletionSink`] it returns before that. May be called again.
+    /// [sink](kv_core::job::CompletionSink) it returns before that. May be called again.
     fn close(&self);
 }

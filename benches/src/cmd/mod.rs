@@ -3,6 +3,9 @@
 
 mod bench_copy;
 mod bench_index;
+mod demo;
+mod inspect;
+mod replay;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -10,12 +13,16 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    Demo(demo::Args),
+    Replay(replay::Args),
+    Inspect(inspect::Args),
     /// Measure against the hardware's limit and the peers, in one run on this machine
     #[command(subcommand)]
     Bench(Bench),
@@ -30,6 +37,9 @@ pub(crate) enum Bench {
 impl Command {
     pub(crate) fn run(&self, output: &Output) -> Result<()> {
         match self {
+            Self::Demo(args) => demo::run(args, output),
+            Self::Replay(args) => replay::run(args, output),
+            Self::Inspect(args) => inspect::run(args, output),
             Self::Bench(Bench::Index(args)) => bench_index::run(args, output),
             Self::Bench(Bench::Copy(args)) => bench_copy::run(args, output),
         }
@@ -51,6 +61,22 @@ impl Output {
             write!(out, "{result}")?;
         }
         Ok(out.flush()?)
+    }
+
+    /// Runs something that has `total` steps and reports how many are done. The bar shows on a terminal only.
+    pub(crate) fn with_progress<R>(
+        &self,
+        total: usize,
+        what: &'static str,
+        run: impl FnOnce(&mut dyn FnMut(usize)) -> R,
+    ) -> R {
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}, {eta} left");
+        let bar = ProgressBar::new(total as u64)
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            .with_message(what);
+        let result = run(&mut |done| bar.set_position(done as u64));
+        bar.finish_and_clear();
+        result
     }
 
     /// Says that something long goes on. Nobody may be listening.

@@ -40,6 +40,7 @@ use log_space::LogSpace;
 use pool::{Pin, Private, SlotPool};
 use request::{Held, Request, RequestBlock, Source};
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
+use std::collections::VecDeque;
 
 pub use config::{ConfigError, PlannerConfig};
 pub use log_space::LogShape;
@@ -129,10 +130,10 @@ pub struct Planner {
     matched: Vec<NodeId>,
     /// Reused by `commit`.
     steps: Vec<Step>,
-    /// Reused by `commit` and write-behind.
+    /// Reused by `commit`.
     pins: Vec<Pin>,
-    /// Reused by write-behind.
-    candidates: Vec<(SlotId, NodeId)>,
+    /// Host blocks that write-behind means to write, coldest first.
+    to_write: VecDeque<(SlotId, NodeId)>,
     /// Emptied chains, for the next requests.
     spare_chains: Vec<Vec<RequestBlock>>,
 }
@@ -179,7 +180,7 @@ impl Planner {
             matched: Vec::new(),
             steps: Vec::new(),
             pins: Vec::new(),
-            candidates: Vec::new(),
+            to_write: VecDeque::new(),
             spare_chains: Vec::new(),
             config,
         })
@@ -649,6 +650,7 @@ impl Planner {
             hits[tier] += 1;
             self.stats.hits[tier] += 1;
         }
+        self.stats.no_room += u64::from(blocks.len() as u32 - granted);
         let lost = matched - ready;
         self.stats.lost += u64::from(lost);
         out.replies.push(Ready { request: request_id(id), ready, granted, hits, lost });

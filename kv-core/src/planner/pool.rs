@@ -70,12 +70,20 @@ pub(super) struct SlotPool {
     slots: Vec<Slot>,
     free: Vec<u32>,
     policy: Box<dyn EvictionPolicy>,
+    /// See [`SlotPool::take_touches`].
+    touches: usize,
 }
 
 impl SlotPool {
     pub(super) fn new(tier: Tier, capacity: u32, policy: Box<dyn EvictionPolicy>) -> Self {
         let empty = Slot { state: State::Free, node: None, settled: false };
-        Self { tier, slots: vec![empty; capacity as usize], free: (0..capacity).rev().collect(), policy }
+        Self {
+            tier,
+            slots: vec![empty; capacity as usize],
+            free: (0..capacity).rev().collect(),
+            policy,
+            touches: 0,
+        }
     }
 
     pub(super) fn capacity(&self) -> u32 {
@@ -167,6 +175,7 @@ impl SlotPool {
 
     /// The bytes are there and verified. Comes pinned, so that nothing evicts it before its first use.
     pub(super) fn fill(&mut self, filling: Filling) -> Pin {
+        self.touches += 1;
         self.slot(filling.0).state = State::Ready { pins: 1 };
         Pin(filling.0)
     }
@@ -189,10 +198,12 @@ impl SlotPool {
     }
 
     pub(super) fn rank_new(&mut self, slot: SlotId, touch: &Touch) {
+        self.touches += 1;
         self.policy.insert(slot, touch);
     }
 
     pub(super) fn rank_hit(&mut self, slot: SlotId, touch: &Touch) {
+        self.touches += 1;
         self.slot(slot).settled = false;
         self.policy.hit(slot, touch);
     }
@@ -201,18 +212,33 @@ impl SlotPool {
         self.slot(slot).settled = true;
     }
 
-    /// Visits up to `limit` ready blocks that are not settled, least valuable first.
-    pub(super) fn coldest(&self, limit: usize, visit: &mut dyn FnMut(SlotId, NodeId) -> bool) {
-        let mut left = limit;
+    /// Visits the `window` least valuable blocks: those that are ready and not settled.
+    pub(super) fn coldest(&self, window: usize, visit: &mut dyn FnMut(SlotId, NodeId)) {
+        let mut left = window;
         self.policy.coldest(&mut |slot| {
-            left = left.saturating_sub(1);
-            let s = &self.slots[slot.0 as usize];
-            let go_on = match (s.state, s.node) {
-                (State::Ready { .. }, Some(node)) if !s.settled => visit(slot, node),
-                _ => true,
-            };
-            go_on && left > 0
+            if let Some(node) = self.node(slot)
+                && self.is_unsettled(slot, node)
+            {
+                visit(slot, node);
+            }
+            left -= 1;
+            left > 0
         });
+    }
+
+    /// The slot holds the node's block, ready, and write-behind has not dealt with it.
+    pub(super) fn is_unsettled(&self, slot: SlotId, node: NodeId) -> bool {
+        let s = &self.slots[slot.0 as usize];
+        matches!(s.state, State::Ready { .. }) && s.node == Some(node) && !s.settled
+    }
+
+    /// True, and starts counting anew, if more than `many` blocks came in, became ready or were used.
+    pub(super) fn take_touches(&mut self, many: usize) -> bool {
+        let enough = self.touches > many;
+        if enough {
+            self.touches = 0;
+        }
+        enough
     }
 
     /// Sum of all pins and number of slots in each of the four states, for the audit.

@@ -11,6 +11,8 @@ pub struct PlannerStats {
     pub block_refs: u64,
     /// Blocks found and made ready, by the tier they were found in.
     pub hits: PerTier<u64>,
+    /// Blocks asked for that found no slot in the top tier, so that they cannot be cached.
+    pub no_room: u64,
     /// Blocks promised by a look-up that failed to load or came after the deadline.
     pub lost: u64,
     /// Loads whose bytes were refused by verification.

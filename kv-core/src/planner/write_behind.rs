@@ -13,8 +13,8 @@ use crate::units::{Generation, Nanos};
 
 /// Write-behind looks at this share of the host tier, coldest first (one part in...).
 const WINDOW_SHARE: usize = 8;
-/// ...but at no fewer and no more blocks than these per call: enough for the longest usual chain, and
-/// bounded so that a commit stays cheap.
+/// ...but at no fewer and no more blocks than these at a time: enough for the longest usual chain, and
+/// bounded so that a commit stays short.
 const WINDOW: std::ops::RangeInclusive<usize> = 64..=1024;
 /// Of a segment under reclaim, at most this share is written again (one part in...), which bounds write
 /// amplification by 1 / (1 - 1/4).
@@ -60,6 +60,7 @@ impl Planner {
         self.write_health.paused(now)
     }
 
+    /// Goes on writing what is about to be evicted, as far as there is room.
     pub(super) fn write_behind(&mut self, now: Nanos, out: &mut Outbox) {
         if self.log.is_none() || self.closing || self.write_health.paused(now) {
             return;
@@ -70,23 +71,15 @@ impl Planner {
             log.retry_bad();
         }
         self.prepare_segment(out);
-        let room = self.config.max_write_backs.saturating_sub(self.write_backs) as usize;
-        if room == 0 || !self.log.as_ref().is_some_and(LogSpace::has_room) {
-            return;
+        if self.to_write.is_empty() {
+            self.collect_coldest();
         }
-        let window = (self.host.capacity() as usize / WINDOW_SHARE).clamp(*WINDOW.start(), *WINDOW.end());
-        let mut candidates = std::mem::take(&mut self.candidates);
-        candidates.clear();
-        let index = &self.index;
-        self.host.coldest(window, &mut |slot, node| {
-            if index.slot(node, Tier::Nvme).is_none() {
-                candidates.push((slot, node));
-            }
-            candidates.len() < room
-        });
-        for (slot, node) in candidates.drain(..) {
-            if !self.log.as_ref().is_some_and(LogSpace::has_room) {
-                break;
+        while self.write_backs < self.config.max_write_backs
+            && self.log.as_ref().is_some_and(LogSpace::has_room)
+            && let Some((slot, node)) = self.to_write.pop_front()
+        {
+            if !self.host.is_unsettled(slot, node) || self.index.slot(node, Tier::Nvme).is_some() {
+                continue;
             }
             if self.admission.admit(now, self.config.record_bytes, self.index.heat(node)) {
                 self.write(slot, node, out);
@@ -95,8 +88,24 @@ impl Planner {
                 self.stats.admission_refused += 1;
             }
         }
-        self.candidates = candidates;
         self.prepare_segment(out);
+    }
+
+    /// Looks for blocks to write at the cold end of the host tier. A block gets nearer to that end only when
+    /// others are used or come in, so a quarter of the window may be touched before another look is needed:
+    /// a look at 4 blocks per block touched, whatever the sizes.
+    fn collect_coldest(&mut self) {
+        let capacity = self.host.capacity() as usize;
+        let window = (capacity / WINDOW_SHARE).clamp(*WINDOW.start(), *WINDOW.end());
+        if !self.host.take_touches(window.min(capacity) / 4) {
+            return;
+        }
+        let (index, to_write) = (&self.index, &mut self.to_write);
+        self.host.coldest(window, &mut |slot, node| {
+            if index.slot(node, Tier::Nvme).is_none() {
+                to_write.push_back((slot, node));
+            }
+        });
     }
 
     fn write(&mut self, host: SlotId, node: NodeId, out: &mut Outbox) {

@@ -119,7 +119,8 @@ impl AsFd for CompletionQueue {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use super::*;
     use kv_core::ids::RequestId;
