@@ -1,6 +1,8 @@
 //! The log is cut at every write, and at every sector of every write. Whatever recovery serves is exactly what
 //! was stored, and what was made durable is there.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are not themselves tests
+
 mod common;
 
 use std::sync::Arc;

@@ -221,6 +221,19 @@ impl Driver {
         if let Err(e) = self.serve() {
             tracing::error!("the ring failed, the NVMe tier is down: {e}");
         }
+        // Closing a ring lets go of files and memory some time later; a filesystem that is to be unmounted, or
+        // memory that is to be given back, should not have to wait.
+        let submitter = self.ring.submitter();
+        if self.fixed_files
+            && let Err(e) = submitter.unregister_files()
+        {
+            tracing::debug!("unregistering files: {e}");
+        }
+        if self.fixed_buffers
+            && let Err(e) = submitter.unregister_buffers()
+        {
+            tracing::debug!("unregistering buffers: {e}");
+        }
     }
 
     /// Until told to stop and nothing is left.
@@ -439,5 +452,70 @@ fn make_ring(entries: u32) -> Result<IoUring, String> {
     match needed.into_iter().find(|&code| !probe.is_supported(code)) {
         Some(code) => Err(format!("the kernel lacks operation {code}")),
         None => Ok(ring),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use kv_core::ids::{JobId, SlotId};
+    use kv_core::job::{Op, Place, RecordMeta, Urgency};
+    use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
+    use kv_core::units::{Epoch, Generation};
+    use kv_core::{Mismatch, RecordIdentity};
+
+    use super::*;
+    use crate::arena::{Arena, ArenaConfig};
+    use crate::nvme::{LogConfig, OpenMode};
+
+    struct Channel(mpsc::Sender<(JobId, Result<(), TransferError>)>);
+    impl CompletionSink for Channel {
+        fn complete(&self, job: JobId, result: Result<Verified, TransferError>) {
+            self.0.send((job, result.map(drop))).unwrap();
+        }
+    }
+
+    /// What a user without the right to lock memory gets.
+    #[test]
+    fn a_ring_without_registrations_does_the_same() {
+        for register in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let files = Arc::new(FileStore::open(dir.path()).unwrap());
+            let arena = Arena::new(ArenaConfig::new(4, 9000)).unwrap();
+            let config = LogConfig { segments: 2, records_per_segment: 4, mode: OpenMode::Recover };
+            let (segments, _) = Segments::open(Arc::clone(&files) as _, Arc::clone(&arena), config).unwrap();
+            let (told, heard) = mpsc::channel();
+            let sink = Arc::new(Channel(told));
+            let ring = match Uring::start(Arc::new(segments), files, 4, sink, register) {
+                Ok(ring) => ring,
+                Err(why) => {
+                    eprintln!("\n*** io_uring IS NOT TESTED on this machine: {why} ***\n");
+                    return;
+                }
+            };
+            assert_eq!(ring.how() == "nothing registered", !register);
+            let run = |op| {
+                ring.submit(&[Job { id: JobId(1), op, urgency: Urgency::Demand }]);
+                heard.recv().unwrap().1
+            };
+            let generation = Generation(1);
+            let place = Place { segment: SegmentId(1), generation, index: 3 };
+            let (namespace, fingerprint) = (NamespaceId([1; 16]), Fingerprint([2; 16]));
+            let key = BlockKey::from_bytes([3; 16]);
+            let identity = RecordIdentity { namespace, epoch: Epoch(0), fingerprint, key, generation };
+            let record = RecordMeta { identity, parent: BlockKey::ROOT, depth: 0 };
+            // SAFETY: no job is in flight.
+            unsafe { arena.payload_mut(SlotId(0)) }.fill(0x5A);
+            run(Op::OpenSegment { segment: place.segment, generation }).unwrap();
+            run(Op::Write { host: SlotId(0), place, record }).unwrap();
+            run(Op::Read { host: SlotId(3), place, expect: identity }).unwrap();
+            // SAFETY: no job is in flight.
+            assert!(unsafe { arena.payload(SlotId(3)) }.iter().all(|&b| b == 0x5A));
+            let other = RecordIdentity { epoch: Epoch(1), ..identity };
+            let refused = run(Op::Read { host: SlotId(3), place, expect: other });
+            assert_eq!(refused, Err(Mismatch::Identity.into()));
+            run(Op::SealSegment { segment: place.segment, generation }).unwrap();
+        }
     }
 }
