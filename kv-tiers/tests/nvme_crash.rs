@@ -256,6 +256,21 @@ fn a_segment_with_an_unreadable_header_skips_generations() {
     assert_eq!(log.check_all(&recovery.records), [(3, place(0, next, 1)), (2, place(1, 4, 0))]);
 }
 
+/// More records than recovery reads at once.
+#[test]
+fn a_long_open_segment_is_read_to_its_end_and_no_further() {
+    let arena = arena(2);
+    let store: Arc<dyn SegmentStore> = Arc::new(MemStore::new());
+    let open = || Segments::open(Arc::clone(&store), Arc::clone(&arena), config(1, 700, OpenMode::Strict));
+    let log = Direct { segments: open().unwrap().0, arena: Arc::clone(&arena) };
+    log.open(0, 1).unwrap();
+    let expected = [0, 340, 341, 342, 698, 699].map(|index| (u64::from(index), place(0, 1, index)));
+    expected.iter().for_each(|(block, at)| log.write(*block, *at).unwrap());
+    let (segments, recovery) = open().unwrap();
+    let log = Direct { segments, arena: Arc::clone(&arena) };
+    assert_eq!(log.check_all(&recovery.records), expected);
+}
+
 #[test]
 fn an_open_segment_goes_on_where_it_was() {
     let arena = arena(2);
