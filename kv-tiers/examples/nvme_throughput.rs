@@ -19,7 +19,7 @@ use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
 use kv_core::units::{Epoch, Generation};
 use kv_core::{RecordIdentity, Verified};
 use kv_tiers::arena::{Arena, ArenaConfig};
-use kv_tiers::nvme::{Backend, CompletionSink, LogConfig, NvmeConfig, NvmeLog};
+use kv_tiers::nvme::{Backend, CompletionSink, LogConfig, NvmeConfig, NvmeLog, OpenMode};
 
 const LOG_BYTES: u64 = 2 << 30;
 
@@ -95,25 +95,37 @@ impl Bench {
         }
     }
 
-    /// The next write, with the openings and sealings around it.
+    /// The next write, with the openings and sealings around it. A segment is opened while the one before it is
+    /// filled: an opening is two small writes and two syncs, which wait behind everything that the device has to do.
     fn write(&mut self, at: u64, slot: SlotId) -> Vec<Op> {
         let records = u64::from(self.records);
-        let segment = ((at / records) % self.generations.len() as u64) as u32;
         let index = (at % records) as u32;
         let mut ops = Vec::new();
-        if index == 0 {
-            self.generations[segment as usize] += 1;
+        if at == 0 {
+            ops.push(self.open(0));
         }
-        let (segment, generation) = (SegmentId(segment), Generation(self.generations[segment as usize]));
         if index == 0 {
-            ops.push(Op::OpenSegment { segment, generation });
+            ops.push(self.open(at / records + 1));
         }
+        let segment = self.segment(at / records);
+        let generation = Generation(self.generations[segment.0 as usize]);
         let place = Place { segment, generation, index };
         ops.push(Op::Write { host: slot, place, record: meta(place) });
         if index + 1 == self.records {
             ops.push(Op::SealSegment { segment, generation });
         }
         ops
+    }
+
+    fn segment(&self, turn: u64) -> SegmentId {
+        SegmentId((turn % self.generations.len() as u64) as u32)
+    }
+
+    fn open(&mut self, turn: u64) -> Op {
+        let segment = self.segment(turn);
+        let generation = &mut self.generations[segment.0 as usize];
+        *generation += 1;
+        Op::OpenSegment { segment, generation: Generation(*generation) }
     }
 }
 
@@ -141,7 +153,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             .for_each(|(i, b)| *b = (i as u32).wrapping_mul(0x9E37_79B9 + slot) as u8);
     }
     let stride = arena.slot_bytes();
-    let log = LogConfig::sized(LOG_BYTES, payload);
+    // The space of an earlier run was written before, whoever wrote it last.
+    let seasoned = dir.join("seg-00000.kvt").exists();
+    let mode = if kind == "write" { OpenMode::Fresh } else { OpenMode::Recover };
+    let log = LogConfig { mode, ..LogConfig::sized(LOG_BYTES, payload) };
     let (sender, completions) = channel();
     let config = NvmeConfig { dir, log, backend, queue_depth: Some(depth) };
     let (log, recovery) = NvmeLog::open(&config, arena, Arc::new(Channel(sender)))?;
@@ -151,7 +166,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let generations = recovery.segments.iter().map(|s| s.generation.0).collect();
     let mut bench = Bench { log, completions, generations, records, slots };
 
-    if (recovery.records.len() as u64) < total {
+    let enough = if kind == "write" { seasoned } else { recovery.records.len() as u64 == total };
+    if !enough {
         // Space that was never written is slower to write, and reads as zeros without asking the disk.
         let mut at = 0;
         bench

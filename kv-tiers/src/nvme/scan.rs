@@ -30,8 +30,8 @@ pub(crate) struct Scan {
     pub(crate) found: Found,
     /// Of its current life, or the highest that was seen if that is unknown.
     pub(crate) generation: Generation,
-    /// A crash came between the copies, or one is damaged.
-    pub(crate) header_copies_differ: bool,
+    /// Header copies that are not the current one: a crash came between the two, or one is damaged.
+    pub(crate) stale_copies: Vec<u64>,
     pub(crate) records: Vec<RecoveredRecord>,
     /// What the footer would say, for an open segment.
     pub(crate) entries: Vec<FooterEntry>,
@@ -62,7 +62,7 @@ impl Scan {
         Self {
             found: Found::Nothing,
             generation,
-            header_copies_differ: false,
+            stale_copies: Vec::new(),
             records: Vec::new(),
             entries: Vec::new(),
             damaged: Vec::new(),
@@ -123,7 +123,8 @@ impl Scanner<'_> {
         match current {
             Some(header) => {
                 self.scan.generation = self.scan.generation.max(header.generation);
-                self.scan.header_copies_differ = decoded.iter().any(|h| *h != Some(header));
+                let stale = (0..HEADER_COPIES).zip(&decoded).filter(|(_, h)| **h != Some(header));
+                self.scan.stale_copies = stale.map(|(copy, _)| copy).collect();
                 Found::Open
             }
             None if broken.is_empty() => Found::Nothing,

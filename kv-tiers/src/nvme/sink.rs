@@ -7,7 +7,7 @@ use kv_core::ids::JobId;
 use kv_core::job::TransferError;
 
 /// Told the outcome of every submitted job, exactly once, on a thread of the log's. The job's slot is free again.
-/// Must not block: other completions wait behind it. May submit more jobs.
+/// Must not block, for other completions wait behind it, and must not drop the log. May submit more jobs.
 pub trait CompletionSink: Send + Sync {
     /// `job` is over.
     fn complete(&self, job: JobId, result: Result<Verified, TransferError>);
