@@ -97,14 +97,14 @@ impl Bench {
 
     /// The next write, with the openings and sealings around it. A segment is opened while the one before it is
     /// filled: an opening is two small writes and two syncs, which wait behind everything that the device has to do.
-    fn write(&mut self, at: u64, slot: SlotId) -> Vec<Op> {
+    fn write(&mut self, at: u64, until: u64, slot: SlotId) -> Vec<Op> {
         let records = u64::from(self.records);
         let index = (at % records) as u32;
         let mut ops = Vec::new();
         if at == 0 {
             ops.push(self.open(0));
         }
-        if index == 0 {
+        if index == 0 && at + records < until {
             ops.push(self.open(at / records + 1));
         }
         let segment = self.segment(at / records);
@@ -172,7 +172,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut at = 0;
         bench
             .run(Duration::from_secs(600), |bench, slot| {
-                let ops = if at < total { bench.write(at, slot) } else { Vec::new() };
+                let ops = if at < total { bench.write(at, total, slot) } else { Vec::new() };
                 at += 1;
                 ops
             })
@@ -183,7 +183,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut at = 0;
         bench.run(time, |bench, slot| {
             at += 1;
-            bench.write(at - 1, slot)
+            bench.write(at - 1, u64::MAX, slot)
         })?
     } else {
         let mut random = 1u64;
