@@ -1,5 +1,6 @@
 //! The thread that owns the ring.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use io_uring::types::{Fd, Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use kv_core::Verified;
 use kv_core::ids::SegmentId;
-use kv_core::job::{Job, TransferError};
+use kv_core::job::{Job, TransferError, Urgency};
 
 use super::{Inbox, Stop, make_ring};
 use crate::nvme::ops::{Io, Task};
@@ -38,12 +39,17 @@ pub(super) struct Driver {
     /// By user data of their submissions. A flight leaves its place only when the kernel has completed it.
     flights: Vec<Option<Flight>>,
     vacant: Vec<usize>,
+    /// Flights of write-backs that have their checksum and wait for room in the device.
+    prepared: VecDeque<usize>,
     /// A poll of the eventfd is in the ring.
     listening: bool,
     /// Bytes in the submission queue that the kernel has not been told of.
     unsubmitted: usize,
 }
 
+/// Write-backs that get their checksum while the device is busy with others. One is enough if completions come one
+/// by one; they do not.
+const AHEAD: u32 = 4;
 /// User data of the poll on the eventfd.
 const WAKE: u64 = u64::MAX;
 /// Tell the kernel as soon as this much can start, so that the device works while the next checksum is made;
@@ -60,7 +66,7 @@ impl Driver {
         register: bool,
     ) -> Result<(Self, String), String> {
         let descriptors = files.descriptors(segments.len()).ok_or("a segment is not open")?;
-        let ring = make_ring(2 * depth + 2)?;
+        let ring = make_ring(2 * depth + AHEAD + 1)?;
         let mut how = Vec::new();
         let fixed_files = register
             && ring
@@ -83,7 +89,7 @@ impl Driver {
             }
             (false, _) => "nothing registered".into(),
         };
-        let places = 2 * depth as usize;
+        let places = (2 * depth + AHEAD) as usize;
         let driver = Self {
             ring,
             segments,
@@ -93,9 +99,10 @@ impl Driver {
             fixed_buffers,
             inbox,
             sink,
-            queue: Queue::new(depth),
+            queue: Queue::new(depth, AHEAD),
             flights: (0..places).map(|_| None).collect(),
             vacant: (0..places).rev().collect(),
+            prepared: VecDeque::new(),
             listening: false,
             unsubmitted: 0,
         };
@@ -151,9 +158,12 @@ impl Driver {
                     }
                 } else {
                     self.landed(flight as usize, outcome)?;
-                    // Keep the device busy while the next completion is verified.
+                    // Keep the device busy while the next completion is verified: what costs no checksum.
                     self.collect_mail();
-                    self.start_ready()?;
+                    self.launch_prepared()?;
+                    while let Some(job) = self.queue.pop_demand() {
+                        self.start(job)?;
+                    }
                 }
             }
         }
@@ -170,19 +180,45 @@ impl Driver {
     }
 
     fn start_ready(&mut self) -> io::Result<()> {
-        while !self.vacant.is_empty()
-            && let Some(job) = self.queue.pop()
-        {
-            match Task::start(&self.segments, &job) {
-                Ok(task) => {
-                    let Some(place) = self.vacant.pop() else { return Ok(()) };
-                    self.flights[place] = Some(Flight { job, task });
-                    self.launch(place)?;
-                }
-                Err(e) => self.finish(&job, Err(e)),
-            }
+        self.launch_prepared()?;
+        while let Some(job) = self.queue.pop() {
+            self.start(job)?;
         }
         Ok(())
+    }
+
+    fn launch_prepared(&mut self) -> io::Result<()> {
+        while self.has_room()
+            && let Some(place) = self.prepared.pop_front()
+        {
+            self.launch(place)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the device may have one more write-back.
+    fn has_room(&self) -> bool {
+        self.queue.write_backs() - (self.prepared.len() as u32) < self.queue.share()
+    }
+
+    fn start(&mut self, job: Job) -> io::Result<()> {
+        let task = match Task::start(&self.segments, &job) {
+            Ok(task) => task,
+            Err(e) => {
+                self.finish(&job, Err(e));
+                return Ok(());
+            }
+        };
+        let Some(place) = self.vacant.pop() else {
+            return Err(io::Error::other("more jobs than places")); // the queue allows no more
+        };
+        let waits = job.urgency == Urgency::WriteBack;
+        self.flights[place] = Some(Flight { job, task });
+        if !waits {
+            return self.launch(place);
+        }
+        self.prepared.push_back(place);
+        self.launch_prepared()
     }
 
     /// Gives the next I/O of a flight to the kernel.
