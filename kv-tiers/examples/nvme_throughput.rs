@@ -3,8 +3,16 @@
 //! `cargo run --release -p kv-tiers --example nvme_throughput -- DIR read|write PAYLOAD_BYTES DEPTH SECONDS [uring|pool]`
 //!
 //! Writes rewrite segments whose space was written before, with their opening and sealing; reads are random
-//! and verified. Prints MB/s of whole records, which is what fio counts for `bs` = payload + 4096. The log (2 GiB)
-//! stays in DIR for the next run; remove it afterwards.
+//! and verified. Prints MB/s of whole records. The log (2 GiB) stays in DIR for the next run; remove it afterwards.
+//!
+//! The same from fio, on the same files, with the huge pages that the arena has too (without them fio writes large
+//! blocks at half the rate); for writes, `--rw=write` without `--readonly`:
+//!
+//! ```text
+//! GLIBC_TUNABLES=glibc.malloc.hugetlb=1 fio --name=x --filename=$(ls DIR/seg-* | paste -sd:) --readonly --rw=randread \
+//!   --bs=$((PAYLOAD_BYTES + 4096)) --ba=4096 --iodepth=DEPTH --ioengine=io_uring --fixedbufs --registerfiles \
+//!   --direct=1 --norandommap --runtime=SECONDS --time_based
+//! ```
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -144,6 +152,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let slots = 2 * depth;
     let arena = Arena::new(ArenaConfig::new(slots, payload))?;
+    eprintln!("{:?}", arena.report());
     for slot in 0..slots {
         // SAFETY: no job is in flight.
         let bytes = unsafe { arena.payload_mut(SlotId(slot)) };

@@ -111,7 +111,7 @@ impl Driver {
 
     pub(super) fn run(mut self) {
         if let Err(e) = self.serve() {
-            tracing::error!("the ring failed, the NVMe tier is down: {e}");
+            return tracing::error!("the ring failed, the NVMe tier is down: {e}");
         }
         // Closing a ring lets go of files and memory some time later; a filesystem that is to be unmounted, or
         // memory that is to be given back, should not have to wait.
