@@ -151,6 +151,6 @@ pub enum TransferError {
 /// reports wait behind it, and should not panic.
 pub trait CompletionSink: Send + Sync {
     /// `job` is over and its slots are free again. With a token, every byte is at its destination; with an
-    /// error the destination holds anything.
+    /// error the destination holds anything. A sink must not drop the hand that calls it.
     fn complete(&self, job: JobId, result: Result<Verified, TransferError>);
 }

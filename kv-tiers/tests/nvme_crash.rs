@@ -1,6 +1,8 @@
 //! The log is cut at every write, and at every sector of every write. Whatever recovery serves is exactly what
 //! was stored, and what was made durable is there.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests are not themselves tests
+
 mod common;
 
 use std::sync::Arc;
@@ -159,6 +161,54 @@ fn a_power_failure_after_any_change_keeps_any_sectors_of_what_was_not_synced() {
     }
 }
 
+/// Recovery itself is cut at every sector of what it writes.
+#[test]
+fn recovery_may_crash_too() {
+    let arena = arena(2);
+    let script = script(&arena);
+    let mut repairs = 0;
+    for changes in 0..=script.store.changes() {
+        for torn in 0..=script.store.sectors_of(changes).min(9) {
+            let store = Arc::new(script.store.cut(changes, torn));
+            store.record();
+            recover(&store, &arena, OpenMode::Recover);
+            for again in 0..store.changes() {
+                for sectors in 0..=store.sectors_of(again) {
+                    let what =
+                        format!("cut after {changes}, {torn} sectors, and {again}, {sectors} of recovery");
+                    check(&script, &Arc::new(store.cut(again, sectors)), changes, torn, &what);
+                    repairs += 1;
+                }
+            }
+        }
+    }
+    assert!(repairs > 100, "{repairs} cuts of recoveries");
+}
+
+/// A page of a header goes bad, and then recovery crashes while it repairs it.
+#[test]
+fn repairing_a_header_never_endangers_the_good_copy() {
+    let arena = arena(2);
+    for bad in [0, 4096] {
+        let store = Arc::new(MemStore::new());
+        let (log, _) = recover(&store, &arena, OpenMode::Recover);
+        log.open(0, 3).unwrap();
+        log.write(1, place(0, 3, 0)).unwrap();
+        log.seal(0, 3).unwrap();
+        store.write_at(place(0, 3, 0).segment, bad, &[0xFF; 4096]).unwrap();
+        store.record();
+        recover(&store, &arena, OpenMode::Recover);
+        assert!(store.changes() > 0);
+        for changes in 0..=store.changes() {
+            for torn in 0..=store.sectors_of(changes) {
+                let store = Arc::new(store.cut(changes, torn));
+                let (log, recovery) = recover(&store, &arena, OpenMode::Recover);
+                assert_eq!(log.check_all(&recovery.records), [(1, place(0, 3, 0))]);
+            }
+        }
+    }
+}
+
 /// A log that recovered goes on: it can be written, and nothing of its earlier lives shows up later.
 #[test]
 fn life_goes_on_after_a_power_failure() {
@@ -252,6 +302,21 @@ fn a_segment_with_an_unreadable_header_skips_generations() {
     log.write(3, place(0, next, 1)).unwrap();
     let (log, recovery) = recover(&store, &arena, OpenMode::Strict);
     assert_eq!(log.check_all(&recovery.records), [(3, place(0, next, 1)), (2, place(1, 4, 0))]);
+}
+
+/// More records than recovery reads at once.
+#[test]
+fn a_long_open_segment_is_read_to_its_end_and_no_further() {
+    let arena = arena(2);
+    let store: Arc<dyn SegmentStore> = Arc::new(MemStore::new());
+    let open = || Segments::open(Arc::clone(&store), Arc::clone(&arena), config(1, 700, OpenMode::Strict));
+    let log = Direct { segments: open().unwrap().0, arena: Arc::clone(&arena) };
+    log.open(0, 1).unwrap();
+    let expected = [0, 340, 341, 342, 698, 699].map(|index| (u64::from(index), place(0, 1, index)));
+    expected.iter().for_each(|(block, at)| log.write(*block, *at).unwrap());
+    let (segments, recovery) = open().unwrap();
+    let log = Direct { segments, arena: Arc::clone(&arena) };
+    assert_eq!(log.check_all(&recovery.records), expected);
 }
 
 #[test]

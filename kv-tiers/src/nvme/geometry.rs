@@ -49,10 +49,10 @@ impl Geometry {
 
     /// Most records that leave a segment within `bytes`; at least one.
     pub(crate) fn records_within(payload_bytes: usize, bytes: u64) -> u32 {
-        let stride = PAGE + payload_bytes.next_multiple_of(PAGE);
+        let record = (payload_bytes.div_ceil(PAGE) as u64).saturating_add(1).saturating_mul(PAGE as u64);
         // One page for rounding the footer up.
         let room = bytes.saturating_sub((HEADER_COPIES + 1) * PAGE as u64 + FOOTER_HEAD as u64);
-        (room / (stride + FOOTER_ENTRY) as u64).clamp(1, u64::from(u32::MAX)) as u32
+        (room / record.saturating_add(FOOTER_ENTRY as u64)).clamp(1, u64::from(u32::MAX)) as u32
     }
 
     /// Whether there is such a record in a segment.

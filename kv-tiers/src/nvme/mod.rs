@@ -3,7 +3,7 @@
 //! ```text
 //!            NvmeLog                    log.rs       open, submit, sync, close
 //!       ┌──────┴───────┐
-//!     uring          pool               uring.rs     the I/O, fast and portable
+//!     uring          pool               uring, pool  the I/O, fast and portable
 //!       └──────┬───────┘                queue.rs     which job next
 //!           Segments                    ops.rs       what a job means, step by step
 //!              │                        segments.rs  which jobs are allowed now

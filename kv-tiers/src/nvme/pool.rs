@@ -37,7 +37,7 @@ impl Pool {
         depth: u32,
         sink: Arc<dyn CompletionSink>,
     ) -> io::Result<Self> {
-        let state = Mutex::new(State { queue: Queue::new(depth), closing: false });
+        let state = Mutex::new(State { queue: Queue::new(depth, 0), closing: false });
         let shared = Arc::new(Shared { segments, sink, state, changed: Condvar::new() });
         let mut pool = Self { shared, threads: Vec::new() };
         for i in 0..depth + (depth / 4).max(1) {

@@ -14,6 +14,8 @@ use kv_core::job::{Job, Op, Urgency};
 #[derive(Debug)]
 pub(crate) struct Queue {
     depth: u32,
+    /// Write-backs that may be popped before there is room for them, to be prepared.
+    ahead: u32,
     demand: Class,
     write_back: Class,
     lanes: BTreeMap<SegmentId, Lane>,
@@ -45,10 +47,10 @@ fn changes(op: &Op) -> Option<(SegmentId, bool)> {
 }
 
 impl Queue {
-    /// `depth` jobs of each urgency may run at once.
-    pub(crate) fn new(depth: u32) -> Self {
+    /// `depth` jobs of each urgency may run at once, and `ahead` more write-backs may be popped.
+    pub(crate) fn new(depth: u32, ahead: u32) -> Self {
         let (demand, write_back) = Default::default();
-        Self { depth: depth.max(1), demand, write_back, lanes: BTreeMap::new() }
+        Self { depth: depth.max(1), ahead, demand, write_back, lanes: BTreeMap::new() }
     }
 
     pub(crate) fn push(&mut self, job: Job) {
@@ -66,14 +68,27 @@ impl Queue {
 
     /// The next job to start, if one may.
     pub(crate) fn pop(&mut self) -> Option<Job> {
-        if self.demand.running < self.depth
-            && let Some(job) = self.demand.start()
-        {
-            return Some(job);
+        let job = self.pop_demand();
+        if job.is_some() || self.write_back.running >= self.share() + self.ahead {
+            return job;
         }
+        self.write_back.start()
+    }
+
+    /// The next demand load, if one may start.
+    pub(crate) fn pop_demand(&mut self) -> Option<Job> {
+        if self.demand.running < self.depth { self.demand.start() } else { None }
+    }
+
+    /// Write-backs that were popped and are not over.
+    pub(crate) fn write_backs(&self) -> u32 {
+        self.write_back.running
+    }
+
+    /// Write-backs that the device may have now.
+    pub(crate) fn share(&self) -> u32 {
         let wanted = self.demand.running > 0 || !self.demand.ready.is_empty();
-        let share = if wanted { (self.depth / 4).max(1) } else { self.depth };
-        if self.write_back.running < share { self.write_back.start() } else { None }
+        if wanted { (self.depth / 4).max(1) } else { self.depth }
     }
 
     /// A job that was popped is over.
@@ -191,7 +206,7 @@ mod tests {
 
     #[test]
     fn demand_goes_first_and_write_backs_keep_a_share() {
-        let mut queue = Queue::new(8);
+        let mut queue = Queue::new(8, 0);
         (0..20).for_each(|i| queue.push(write(i, 0)));
         assert_eq!(pop_all(&mut queue), (0..8).collect::<Vec<_>>(), "alone they may use it all");
         (100..120).for_each(|i| queue.push(read(i)));
@@ -208,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_segment_is_opened_before_and_sealed_after_its_writes() {
-        let mut queue = Queue::new(8);
+        let mut queue = Queue::new(8, 0);
         for job in [open(0, 5), write(1, 5), write(2, 5), seal(3, 5), open(4, 5), write(5, 5), write(6, 6)] {
             queue.push(job);
         }
@@ -232,14 +247,14 @@ mod tests {
     proptest! {
         /// Every job starts exactly once or is abandoned, whatever completes when.
         #[test]
-        fn no_job_is_lost(kinds in prop::collection::vec((0..4u8, 0..3u32), 1..60), depth in 0..5u32, picks: [u8; 32], stop in 0..80usize) {
+        fn no_job_is_lost(kinds in prop::collection::vec((0..4u8, 0..3u32), 1..60), depth in 0..5u32, ahead in 0..3u32, picks: [u8; 32], stop in 0..80usize) {
             let jobs: Vec<Job> = (0..).zip(&kinds).map(|(id, &(kind, segment))| match kind {
                 0 => read(id),
                 1 => open(id, segment),
                 2 => seal(id, segment),
                 _ => write(id, segment),
             }).collect();
-            let mut queue = Queue::new(depth);
+            let mut queue = Queue::new(depth, ahead);
             jobs.iter().for_each(|&j| queue.push(j));
             let (mut running, mut started) = (Vec::new(), Vec::new());
             for turn in 0.. {

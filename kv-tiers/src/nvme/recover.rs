@@ -58,18 +58,25 @@ impl LogConfig {
     /// may have 1024.
     pub const MOST_SEGMENTS: u64 = 512;
 
-    /// Lays out `capacity` bytes of disk: segments of 256 MiB, larger ones where that would make more than 512.
+    /// Fewest segments, so that reclaiming one leaves most of the log alone.
+    pub const FEWEST_SEGMENTS: u64 = 8;
+
+    /// Lays out `capacity` bytes of disk: segments of 256 MiB, or such that there are 8 to 512. A capacity below one
+    /// record gives one segment of one record.
     ///
     /// ```
     /// use kv_tiers::nvme::LogConfig;
     /// let log = LogConfig::sized(100 << 30, 2 << 20);
-    /// assert_eq!((log.segments, log.records_per_segment), (400, 127));
+    /// assert_eq!((log.segments, log.records_per_segment), (402, 127));
     /// ```
     #[must_use]
     pub fn sized(capacity: u64, payload_bytes: usize) -> Self {
-        let segment_bytes = Self::SEGMENT_BYTES.max(capacity / Self::MOST_SEGMENTS);
-        let segments = (capacity / segment_bytes).clamp(1, Self::MOST_SEGMENTS) as u32;
+        let most = Self::MOST_SEGMENTS;
+        let segment_bytes = Self::SEGMENT_BYTES.clamp(capacity / most, capacity / Self::FEWEST_SEGMENTS);
         let records_per_segment = Geometry::records_within(payload_bytes, segment_bytes);
+        let segment_bytes = Geometry::new(payload_bytes, records_per_segment)
+            .map_or(Self::SEGMENT_BYTES, Geometry::segment_bytes);
+        let segments = (capacity / segment_bytes).clamp(1, most) as u32;
         Self { segments, records_per_segment, mode: OpenMode::Recover }
     }
 }
@@ -195,8 +202,8 @@ impl Segments {
             if let Found::Unknown = scan.found {
                 scan.generation = Generation(known.0.saturating_add(SKIP));
             }
-            if scan.header_copies_differ {
-                repair(&*store, &superblock, segment, scan.generation);
+            if let Err(e) = repair(&*store, &superblock, segment, &scan) {
+                tracing::warn!("segment {}: header copy not repaired: {e}", segment.0);
             }
             recovery.scanned_bytes += scan.scanned_bytes;
             recovery.segments.push(RecoveredSegment {
@@ -315,17 +322,26 @@ fn storing(e: io::Error, geometry: Geometry, doing: &'static str) -> NvmeError {
     }
 }
 
-/// Makes both copies of the header the newest one.
-fn repair(store: &dyn SegmentStore, superblock: &Superblock, segment: SegmentId, generation: Generation) {
+/// Makes both copies of the header the current one, without touching the one that is.
+fn repair(
+    store: &dyn SegmentStore,
+    superblock: &Superblock,
+    segment: SegmentId,
+    scan: &Scan,
+) -> io::Result<()> {
     let Superblock { log, geometry, .. } = *superblock;
-    let header = SegmentHeader { log, segment, generation, geometry }.encode();
-    let copies = (0..HEADER_COPIES).try_for_each(|copy| {
-        store.write_at(segment, copy * PAGE as u64, header.bytes())?;
-        store.sync(segment)
-    });
-    if let Err(e) = copies {
-        tracing::warn!("segment {}: header copy not repaired: {e}", segment.0);
+    let header = SegmentHeader { log, segment, generation: scan.generation, geometry }.encode();
+    if !scan.stale_copies.is_empty() {
+        store.sync(segment)?; // the good one
     }
+    for copy in &scan.stale_copies {
+        let written = store.write_at(segment, copy * PAGE as u64, header.bytes())?;
+        if written != PAGE {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        store.sync(segment)?;
+    }
+    Ok(())
 }
 
 /// Scans segments with a few threads: the work is waiting for the disk.
@@ -364,4 +380,31 @@ fn new_log_id() -> LogId {
     id[..8].copy_from_slice(&draw(1));
     id[8..].copy_from_slice(&draw(2));
     LogId(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sized_log_fits_its_capacity() {
+        for capacity in [1 << 20, 100 << 20, 1 << 30, 100 << 30, 8 << 40] {
+            for payload_bytes in [4096, 5000, 2 << 20, 64 << 20] {
+                let log = LogConfig::sized(capacity, payload_bytes);
+                let geometry = Geometry::new(payload_bytes, log.records_per_segment).unwrap();
+                let bytes = u64::from(log.segments) * geometry.segment_bytes();
+                let smallest = geometry.segment_bytes();
+                assert!(bytes <= capacity || log.segments == 1, "{capacity} {payload_bytes} {log:?}");
+                assert!(bytes + smallest > capacity || u64::from(log.segments) == LogConfig::MOST_SEGMENTS);
+            }
+        }
+        assert!(
+            LogConfig::sized(0, 4096).segments == 1 && LogConfig::sized(u64::MAX, usize::MAX).segments > 0
+        );
+    }
+
+    #[test]
+    fn log_ids_differ() {
+        assert_ne!(new_log_id(), new_log_id());
+    }
 }

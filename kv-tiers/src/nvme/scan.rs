@@ -30,8 +30,8 @@ pub(crate) struct Scan {
     pub(crate) found: Found,
     /// Of its current life, or the highest that was seen if that is unknown.
     pub(crate) generation: Generation,
-    /// A crash came between the copies, or one is damaged.
-    pub(crate) header_copies_differ: bool,
+    /// Header copies that are not the current one: a crash came between the two, or one is damaged.
+    pub(crate) stale_copies: Vec<u64>,
     pub(crate) records: Vec<RecoveredRecord>,
     /// What the footer would say, for an open segment.
     pub(crate) entries: Vec<FooterEntry>,
@@ -62,7 +62,7 @@ impl Scan {
         Self {
             found: Found::Nothing,
             generation,
-            header_copies_differ: false,
+            stale_copies: Vec::new(),
             records: Vec::new(),
             entries: Vec::new(),
             damaged: Vec::new(),
@@ -84,8 +84,7 @@ impl Scanner<'_> {
     }
 
     /// Fills the buffer, with zeros where the file has nothing to give. `false` if not all could be read.
-    fn read(&mut self, offset: u64, pages: &mut PageBuf) -> bool {
-        let bytes = pages.bytes_mut();
+    fn read(&mut self, offset: u64, bytes: &mut [u8]) -> bool {
         let what = match self.store.read_at(self.segment, offset, bytes) {
             Ok(given) => {
                 self.scan.scanned_bytes += given as u64;
@@ -106,7 +105,7 @@ impl Scanner<'_> {
     /// Which life the segment is in: `Nothing`, `Unknown`, or `Open`, which the footer may still make `Sealed`.
     fn header(&mut self) -> Found {
         let mut pages = PageBuf::new(HEADER_COPIES as usize * PAGE);
-        if !self.read(0, &mut pages) {
+        if !self.read(0, pages.bytes_mut()) {
             return Found::Unknown;
         }
         let copies: Vec<&[u8]> = pages.bytes().chunks(PAGE).collect();
@@ -124,7 +123,8 @@ impl Scanner<'_> {
         match current {
             Some(header) => {
                 self.scan.generation = self.scan.generation.max(header.generation);
-                self.scan.header_copies_differ = decoded.iter().any(|h| *h != Some(header));
+                let stale = (0..HEADER_COPIES).zip(&decoded).filter(|(_, h)| **h != Some(header));
+                self.scan.stale_copies = stale.map(|(copy, _)| copy).collect();
                 Found::Open
             }
             None if broken.is_empty() => Found::Nothing,
@@ -136,7 +136,7 @@ impl Scanner<'_> {
     fn footer(&mut self) -> bool {
         let Superblock { log, geometry, .. } = *self.superblock;
         let mut pages = PageBuf::new(geometry.footer_bytes(geometry.records_per_segment));
-        if !self.read(geometry.footer(), &mut pages) {
+        if !self.read(geometry.footer(), pages.bytes_mut()) {
             return false;
         }
         let generation = self.scan.generation;
@@ -170,17 +170,17 @@ impl Scanner<'_> {
         let mut pages = PageBuf::new(per_run.min(geometry.records_per_segment) as usize * stride);
         let mut first = 0;
         while first < geometry.records_per_segment {
-            self.read(geometry.record(first), &mut pages);
-            for (index, image) in
-                (first..geometry.records_per_segment).zip(pages.bytes().chunks_exact(stride))
-            {
+            let run = per_run.min(geometry.records_per_segment - first);
+            let bytes = &mut pages.bytes_mut()[..run as usize * stride];
+            self.read(geometry.record(first), bytes);
+            for (index, image) in (first..first + run).zip(bytes.chunks_exact(stride)) {
                 if known {
                     self.record(index, image);
                 } else if let Some(header) = RecordHeader::decode(image) {
                     self.scan.generation = self.scan.generation.max(header.place.generation);
                 }
             }
-            first = first.saturating_add(per_run);
+            first += run;
         }
     }
 

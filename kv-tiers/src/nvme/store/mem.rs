@@ -40,6 +40,13 @@ impl Image {
 }
 
 #[derive(Debug, Default)]
+struct Journal {
+    /// What there was before.
+    base: Image,
+    events: Vec<Event>,
+}
+
+#[derive(Debug, Default)]
 struct State {
     /// What reads see.
     volatile: Image,
@@ -47,8 +54,8 @@ struct State {
     durable: Image,
     /// Writes since the last sync of their segment, oldest first.
     unsynced: Vec<(SegmentId, u64, Vec<u8>)>,
-    /// Everything so far, if asked for.
-    journal: Option<Vec<Event>>,
+    /// Everything since it began, if asked for.
+    journal: Option<Journal>,
 }
 
 /// Segments in memory.
@@ -67,19 +74,19 @@ impl MemStore {
     /// An empty store that remembers every change, for [`MemStore::cut`].
     #[must_use]
     pub fn recording() -> Self {
-        Self { state: Mutex::new(State { journal: Some(Vec::new()), ..State::default() }) }
+        Self { state: Mutex::new(State { journal: Some(Journal::default()), ..State::default() }) }
     }
 
     /// Number of changes remembered so far.
     #[must_use]
     pub fn changes(&self) -> usize {
-        self.state.lock().journal.as_ref().map_or(0, Vec::len)
+        self.state.lock().journal.as_ref().map_or(0, |j| j.events.len())
     }
 
     /// Sectors that the remembered change number `change` writes; 0 if it is not a write.
     #[must_use]
     pub fn sectors_of(&self, change: usize) -> usize {
-        match self.state.lock().journal.as_ref().and_then(|j| j.get(change)) {
+        match self.state.lock().journal.as_ref().and_then(|j| j.events.get(change)) {
             Some(Event::Write(_, _, bytes)) => bytes.len().div_ceil(SECTOR),
             _ => 0,
         }
@@ -89,16 +96,22 @@ impl MemStore {
     #[must_use]
     pub fn cut(&self, changes: usize, torn: usize) -> Self {
         let state = self.state.lock();
-        let journal = state.journal.as_deref().unwrap_or_default();
-        let after = Self::new();
-        for event in journal.iter().take(changes) {
+        let Some(journal) = &state.journal else { return Self::holding(state.volatile.clone()) };
+        let after = Self::holding(journal.base.clone());
+        for event in journal.events.iter().take(changes) {
             after.apply(event);
         }
-        if let Some(Event::Write(segment, offset, bytes)) = journal.get(changes) {
+        if let Some(Event::Write(segment, offset, bytes)) = journal.events.get(changes) {
             let kept = bytes.len().min(torn * SECTOR);
             after.apply(&Event::Write(*segment, *offset, bytes[..kept].to_vec()));
         }
         after
+    }
+
+    /// Forgets the changes so far and remembers those from here on.
+    pub fn record(&self) {
+        let mut state = self.state.lock();
+        state.journal = Some(Journal { base: state.volatile.clone(), events: Vec::new() });
     }
 
     /// The store as a power failure leaves it: what was synced, and of the other writes any subset of sectors.
@@ -118,6 +131,11 @@ impl MemStore {
                 }
             }
         }
+        Self::holding(image)
+    }
+
+    /// All of it durable.
+    fn holding(image: Image) -> Self {
         Self { state: Mutex::new(State { volatile: image.clone(), durable: image, ..State::default() }) }
     }
 
@@ -164,7 +182,7 @@ fn splitmix(state: u64) -> u64 {
 impl State {
     fn note(&mut self, event: impl FnOnce() -> Event) {
         if let Some(journal) = &mut self.journal {
-            journal.push(event());
+            journal.events.push(event());
         }
     }
 }

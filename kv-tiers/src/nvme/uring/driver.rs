@@ -1,136 +1,22 @@
-//! The io_uring backend: one ring, and one thread that owns it.
-//!
-//! ```text
-//!   submit() ──► inbox ──eventfd──► thread: queue ► task ► SQE ──► kernel
-//!   sink     ◄──────────────────── thread: verify ◄────── CQE ◄──┘
-//! ```
-//!
-//! Buffers are the chunks of the arena and files are the segments, both registered once, so that a transfer
-//! costs no page pinning and no reference counting. A sync is a ring operation too, which the kernel runs on
-//! a thread of its own; reads never wait behind it. The ring is neither SQPOLL nor IOPOLL: the one burns a
-//! core, the other is refused by most filesystems.
+//! The thread that owns the ring.
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use io_uring::types::{Fd, Fixed, FsyncFlags};
-use io_uring::{IoUring, Probe, opcode, squeue};
+use io_uring::{IoUring, opcode, squeue};
 use kv_core::Verified;
 use kv_core::ids::SegmentId;
-use kv_core::job::{Job, TransferError};
-use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, eventfd};
+use kv_core::job::{Job, TransferError, Urgency};
 
-use super::ops::{Io, Task};
-use super::queue::Queue;
-use super::segments::Segments;
-use super::sink::{CompletionSink, deliver};
-use super::store::FileStore;
-
-/// A running ring.
-pub(crate) struct Uring {
-    inbox: Arc<Inbox>,
-    sink: Arc<dyn CompletionSink>,
-    thread: Option<JoinHandle<()>>,
-    how: String,
-}
-
-/// How other threads reach the one that owns the ring.
-struct Inbox {
-    mail: Mutex<Mail>,
-    /// Eventfd that the ring polls.
-    wake: OwnedFd,
-}
-
-#[derive(Default)]
-struct Mail {
-    jobs: Vec<Job>,
-    stop: Option<Stop>,
-    /// The thread takes no more mail.
-    dead: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    Drain,
-    Abandon,
-}
-
-impl Inbox {
-    fn wake(&self) {
-        // Fails only if the counter is at its maximum, and then the ring is awake.
-        if let Err(e) = rustix::io::write(&self.wake, &1u64.to_ne_bytes()) {
-            tracing::debug!("eventfd: {e}");
-        }
-    }
-}
-
-impl Uring {
-    /// Makes a ring, or says why there is none. `register` is whether to try registered buffers and files.
-    pub(crate) fn start(
-        segments: Arc<Segments>,
-        files: Arc<FileStore>,
-        depth: u32,
-        sink: Arc<dyn CompletionSink>,
-        register: bool,
-    ) -> Result<Self, String> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| format!("no eventfd: {e}"))?;
-        let inbox = Arc::new(Inbox { mail: Mutex::default(), wake });
-        let (told, hear) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("kvtier-nvme".into()).spawn({
-            let (inbox, sink) = (Arc::clone(&inbox), Arc::clone(&sink));
-            // A ring with one issuer belongs to the thread that makes it.
-            move || match Driver::new(segments, files, depth, inbox, sink, register) {
-                Ok((driver, how)) => {
-                    drop(told.send(Ok(how)));
-                    driver.run();
-                }
-                Err(why) => drop(told.send(Err(why))),
-            }
-        });
-        let thread = thread.map_err(|e| format!("no thread: {e}"))?;
-        let how = hear.recv().unwrap_or_else(|_| Err("the ring's thread panicked".into()))?;
-        Ok(Self { inbox, sink, thread: Some(thread), how })
-    }
-
-    /// What the kernel granted.
-    pub(crate) fn how(&self) -> &str {
-        &self.how
-    }
-
-    pub(crate) fn submit(&self, jobs: &[Job]) {
-        let mut mail = self.inbox.mail.lock();
-        let dead = mail.dead;
-        if !dead {
-            mail.jobs.extend_from_slice(jobs);
-        }
-        drop(mail);
-        if dead {
-            jobs.iter().for_each(|job| deliver(&*self.sink, job.id, Err(TransferError::Down)));
-        } else {
-            self.inbox.wake();
-        }
-    }
-
-    /// Ends the thread, after everything submitted if `drain`.
-    pub(crate) fn stop(&mut self, drain: bool) {
-        let Some(thread) = self.thread.take() else { return };
-        self.inbox.mail.lock().stop = Some(if drain { Stop::Drain } else { Stop::Abandon });
-        self.inbox.wake();
-        if thread.join().is_err() {
-            tracing::error!("the ring's thread panicked");
-        }
-    }
-}
-
-impl Drop for Uring {
-    fn drop(&mut self) {
-        self.stop(false);
-    }
-}
+use super::{Inbox, Stop, make_ring};
+use crate::nvme::ops::{Io, Task};
+use crate::nvme::queue::Queue;
+use crate::nvme::segments::Segments;
+use crate::nvme::sink::{CompletionSink, deliver};
+use crate::nvme::store::FileStore;
 
 /// A job in the kernel's hands.
 struct Flight {
@@ -139,7 +25,7 @@ struct Flight {
 }
 
 /// The thread's state.
-struct Driver {
+pub(super) struct Driver {
     ring: IoUring,
     segments: Arc<Segments>,
     /// Keeps the descriptors open.
@@ -153,12 +39,17 @@ struct Driver {
     /// By user data of their submissions. A flight leaves its place only when the kernel has completed it.
     flights: Vec<Option<Flight>>,
     vacant: Vec<usize>,
+    /// Flights of write-backs that have their checksum and wait for room in the device.
+    prepared: VecDeque<usize>,
     /// A poll of the eventfd is in the ring.
     listening: bool,
     /// Bytes in the submission queue that the kernel has not been told of.
     unsubmitted: usize,
 }
 
+/// Write-backs that get their checksum while the device is busy with others. One is enough if completions come one
+/// by one; they do not.
+const AHEAD: u32 = 4;
 /// User data of the poll on the eventfd.
 const WAKE: u64 = u64::MAX;
 /// Tell the kernel as soon as this much can start, so that the device works while the next checksum is made;
@@ -166,7 +57,7 @@ const WAKE: u64 = u64::MAX;
 const EAGER: usize = 256 << 10;
 
 impl Driver {
-    fn new(
+    pub(super) fn new(
         segments: Arc<Segments>,
         files: Arc<FileStore>,
         depth: u32,
@@ -175,7 +66,7 @@ impl Driver {
         register: bool,
     ) -> Result<(Self, String), String> {
         let descriptors = files.descriptors(segments.len()).ok_or("a segment is not open")?;
-        let ring = make_ring(2 * depth + 2)?;
+        let ring = make_ring(2 * depth + AHEAD + 1)?;
         let mut how = Vec::new();
         let fixed_files = register
             && ring
@@ -198,7 +89,7 @@ impl Driver {
             }
             (false, _) => "nothing registered".into(),
         };
-        let places = 2 * depth as usize;
+        let places = (2 * depth + AHEAD) as usize;
         let driver = Self {
             ring,
             segments,
@@ -208,18 +99,32 @@ impl Driver {
             fixed_buffers,
             inbox,
             sink,
-            queue: Queue::new(depth),
+            queue: Queue::new(depth, AHEAD),
             flights: (0..places).map(|_| None).collect(),
             vacant: (0..places).rev().collect(),
+            prepared: VecDeque::new(),
             listening: false,
             unsubmitted: 0,
         };
         Ok((driver, how))
     }
 
-    fn run(mut self) {
+    pub(super) fn run(mut self) {
         if let Err(e) = self.serve() {
-            tracing::error!("the ring failed, the NVMe tier is down: {e}");
+            return tracing::error!("the ring failed, the NVMe tier is down: {e}");
+        }
+        // Closing a ring lets go of files and memory some time later; a filesystem that is to be unmounted, or
+        // memory that is to be given back, should not have to wait.
+        let submitter = self.ring.submitter();
+        if self.fixed_files
+            && let Err(e) = submitter.unregister_files()
+        {
+            tracing::debug!("unregistering files: {e}");
+        }
+        if self.fixed_buffers
+            && let Err(e) = submitter.unregister_buffers()
+        {
+            tracing::debug!("unregistering buffers: {e}");
         }
     }
 
@@ -253,9 +158,12 @@ impl Driver {
                     }
                 } else {
                     self.landed(flight as usize, outcome)?;
-                    // Keep the device busy while the next completion is verified.
+                    // Keep the device busy while the next completion is verified: what costs no checksum.
                     self.collect_mail();
-                    self.start_ready()?;
+                    self.launch_prepared()?;
+                    while let Some(job) = self.queue.pop_demand() {
+                        self.start(job)?;
+                    }
                 }
             }
         }
@@ -272,19 +180,45 @@ impl Driver {
     }
 
     fn start_ready(&mut self) -> io::Result<()> {
-        while !self.vacant.is_empty()
-            && let Some(job) = self.queue.pop()
-        {
-            match Task::start(&self.segments, &job) {
-                Ok(task) => {
-                    let Some(place) = self.vacant.pop() else { return Ok(()) };
-                    self.flights[place] = Some(Flight { job, task });
-                    self.launch(place)?;
-                }
-                Err(e) => self.finish(&job, Err(e)),
-            }
+        self.launch_prepared()?;
+        while let Some(job) = self.queue.pop() {
+            self.start(job)?;
         }
         Ok(())
+    }
+
+    fn launch_prepared(&mut self) -> io::Result<()> {
+        while self.has_room()
+            && let Some(place) = self.prepared.pop_front()
+        {
+            self.launch(place)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the device may have one more write-back.
+    fn has_room(&self) -> bool {
+        self.queue.write_backs() - (self.prepared.len() as u32) < self.queue.share()
+    }
+
+    fn start(&mut self, job: Job) -> io::Result<()> {
+        let task = match Task::start(&self.segments, &job) {
+            Ok(task) => task,
+            Err(e) => {
+                self.finish(&job, Err(e));
+                return Ok(());
+            }
+        };
+        let Some(place) = self.vacant.pop() else {
+            return Err(io::Error::other("more jobs than places")); // the queue allows no more
+        };
+        let waits = job.urgency == Urgency::WriteBack;
+        self.flights[place] = Some(Flight { job, task });
+        if !waits {
+            return self.launch(place);
+        }
+        self.prepared.push_back(place);
+        self.launch_prepared()
     }
 
     /// Gives the next I/O of a flight to the kernel.
@@ -414,30 +348,4 @@ enum File {
 /// Worth another try after completions were reaped.
 fn is_transient(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
-}
-
-/// A ring with what the kernel has of: one issuer, completions only when asked for.
-fn make_ring(entries: u32) -> Result<IoUring, String> {
-    let entries = entries.next_power_of_two();
-    let ring = IoUring::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .build(entries)
-        // Before Linux 6.1.
-        .or_else(|_| IoUring::builder().build(entries))
-        .map_err(|e| format!("no ring: {e}; check /proc/sys/kernel/io_uring_disabled and seccomp"))?;
-    let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe).map_err(|e| format!("no probe: {e}"))?;
-    let needed = [
-        opcode::Read::CODE,
-        opcode::Write::CODE,
-        opcode::ReadFixed::CODE,
-        opcode::WriteFixed::CODE,
-        opcode::Fsync::CODE,
-        opcode::PollAdd::CODE,
-    ];
-    match needed.into_iter().find(|&code| !probe.is_supported(code)) {
-        Some(code) => Err(format!("the kernel lacks operation {code}")),
-        None => Ok(ring),
-    }
 }
