@@ -110,3 +110,40 @@ impl SlotHeap {
         self.place[entry.1 as usize] = at as u32;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn it_is_a_sorted_map_from_slots_to_ranks(
+            steps in prop::collection::vec((0..50_u32, prop::option::of(0..100_u64), any::<u64>()), 1..300),
+        ) {
+            let mut heap = SlotHeap::new(50);
+            let mut ranks = BTreeMap::new();
+            for (slot, rank, mask) in steps {
+                match rank {
+                    Some(rank) => {
+                        heap.set(SlotId(slot), rank);
+                        ranks.insert(slot, rank);
+                    }
+                    None => {
+                        heap.remove(SlotId(slot));
+                        ranks.remove(&slot);
+                    }
+                }
+                prop_assert_eq!(heap.rank(SlotId(slot)), ranks.get(&slot).copied());
+                prop_assert_eq!(heap.iter().count(), ranks.len());
+                let wanted = |slot: &u32| mask & (1 << slot) != 0;
+                // Among equal ranks any slot will do.
+                let lowest = ranks.iter().filter(|(slot, _)| wanted(slot)).map(|(_, rank)| *rank).min();
+                let found = heap.find(&mut |slot| wanted(&slot.0));
+                prop_assert!(found.is_none_or(|slot| wanted(&slot.0)));
+                prop_assert_eq!(found.and_then(|slot| heap.rank(slot)), lowest);
+            }
+        }
+    }
+}

@@ -47,10 +47,11 @@ impl HitReward {
             return;
         }
         self.clock += 1;
-        let heat = self.heat.get(touch.key, self.clock as u32).map_or(0.0, |(age, heat)| {
-            1.0 + f64::from(heat) * (-f64::from(age) / (HALF_LIFE * capacity)).exp2()
-        });
-        self.heat.set(touch.key, self.clock as u32, heat as f32);
+        let (age, heat) = self.heat.visit(touch.key, self.clock as u32);
+        if let Some(age) = age {
+            *heat = 1.0 + *heat * (-f64::from(age) / (HALF_LIFE * capacity)).exp2() as f32;
+        }
+        let heat = f64::from(*heat);
         let mut rank = self.clock + (REWARD * capacity * heat) as u64;
         // Never below a descendant's, nor below its own of before, when it had descendants that are still
         // there: so the lowest rank is a leaf's.

@@ -133,7 +133,7 @@ impl EvictionPolicy for S3Fifo {
         self.slots[slot.0 as usize].queue = Queue::Absent;
         if state.queue == Queue::Small {
             self.departures = self.departures.wrapping_add(1);
-            self.ghost.set(state.key, self.departures, ());
+            self.ghost.visit(state.key, self.departures);
         }
     }
 

@@ -7,8 +7,6 @@ use crate::policy::list::{Links, List};
 
 const ABSENT: u16 = u16::MAX;
 const CELLS: usize = Class::COUNT * BANDS;
-/// Blocks of one cell that a search refuses before it goes on to the next better cell.
-const PATIENCE: usize = 1;
 
 #[derive(Clone, Copy)]
 struct Place {
@@ -20,6 +18,15 @@ struct Place {
 /// The cell in an entry of [`Cells::order`].
 fn cell_of(key: u64) -> usize {
     (key & 0xffff) as usize
+}
+
+/// The ranks whose bits are set in the given word of [`Cells::occupied`].
+fn ranks(word: usize, mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let rank = (bits != 0).then(|| word * 64 + bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(rank)
+    })
 }
 
 /// See the module's head.
@@ -60,6 +67,12 @@ impl Cells {
         self.push(slot, class.index() * BANDS);
     }
 
+    /// The class of which a new block is worth more; `a` among equals.
+    pub(super) fn better(&self, a: Class, b: Class) -> Class {
+        let rank = |class: Class| self.rank[class.index() * BANDS];
+        if rank(b) > rank(a) { b } else { a }
+    }
+
     /// Takes `slot` out if it is there.
     pub(super) fn remove(&mut self, slot: SlotId) {
         let cell = self.places.get(slot.0 as usize).map_or(ABSENT, |place| place.cell);
@@ -77,17 +90,21 @@ impl Cells {
 
     /// Moves the blocks that have grown too old for their band to the next one.
     pub(super) fn advance(&mut self, now: u32, table: &LifeTable) {
-        for cell in 0..CELLS {
-            let band = cell % BANDS;
-            if band + 1 == BANDS {
-                continue;
-            }
-            while let Some(slot) = self.lists[cell].front() {
-                if now.wrapping_sub(self.places[slot.0 as usize].born) < table.begin_of(band + 1) {
-                    break;
+        for word in 0..self.occupied.len() {
+            for rank in ranks(word, self.occupied[word]) {
+                let cell = cell_of(self.order[rank]);
+                let next_band = cell % BANDS + 1;
+                if next_band == BANDS {
+                    continue;
                 }
-                self.remove(slot);
-                self.push(slot, cell + 1);
+                let leaves_at = table.begin_of(next_band);
+                while let Some(slot) = self.lists[cell].front() {
+                    if now.wrapping_sub(self.places[slot.0 as usize].born) < leaves_at {
+                        break;
+                    }
+                    self.remove(slot);
+                    self.push(slot, cell + 1);
+                }
             }
         }
     }
@@ -113,23 +130,18 @@ impl Cells {
 
     /// A block of the least worth among those that `wanted` accepts.
     ///
-    /// Most refused blocks have a descendant in a better cell. They go to the back of their own cell, where
-    /// they do not stand in the way of the next search.
+    /// Asks one block per cell first. Most refused blocks have a descendant in a better cell; they go to the
+    /// back of their own, where they do not stand in the way of the next search.
     pub(super) fn find(&mut self, wanted: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId> {
         for word in 0..self.occupied.len() {
-            let mut ranks = self.occupied[word];
-            while ranks != 0 {
-                let rank = word * 64 + ranks.trailing_zeros() as usize;
-                ranks &= ranks - 1;
+            for rank in ranks(word, self.occupied[word]) {
                 let list = &mut self.lists[cell_of(self.order[rank])];
-                for _ in 0..list.len().min(PATIENCE) {
-                    let slot = list.front()?;
-                    if wanted(slot) {
-                        return Some(slot);
-                    }
-                    list.unlink(&mut self.links, slot);
-                    list.push_back(&mut self.links, slot);
+                let slot = list.front()?;
+                if wanted(slot) {
+                    return Some(slot);
                 }
+                list.unlink(&mut self.links, slot);
+                list.push_back(&mut self.links, slot);
             }
         }
         self.ascending().find(|slot| wanted(*slot))
@@ -146,5 +158,53 @@ impl Cells {
         self.lists[cell].push_back(&mut self.links, slot);
         let rank = self.rank[cell];
         self.occupied[usize::from(rank / 64)] |= 1 << (rank % 64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::class::Return;
+    use super::*;
+
+    const OLD: Class = Class::TAIL;
+
+    fn worths(of: impl Fn(Class, usize) -> f32) -> Vec<Bands<f32>> {
+        Class::all().map(|class| std::array::from_fn(|band| of(class, band))).collect()
+    }
+
+    #[test]
+    fn the_least_worth_leaves_first_and_age_changes_the_worth() {
+        let young = Class::of(1, 1, Return::New);
+        let table = LifeTable::new(1000);
+        let mut cells = Cells::new(8);
+        // A `young` block is worth less than an `OLD` one until both have aged by a band.
+        cells.reorder(&worths(|class, band| match (class == young, band) {
+            (true, 0) => 1.0,
+            (false, 0) => 2.0,
+            (true, _) => 4.0,
+            (false, _) => 3.0,
+        }));
+        cells.put(SlotId(0), OLD, 0);
+        cells.put(SlotId(1), young, 0);
+        assert_eq!(cells.better(young, OLD), OLD);
+        assert_eq!(cells.find(&mut |_| true), Some(SlotId(1)));
+        cells.advance(table.begin_of(1) - 1, &table);
+        assert_eq!(cells.find(&mut |_| true), Some(SlotId(1)));
+        cells.advance(table.begin_of(1), &table);
+        assert_eq!(cells.find(&mut |_| true), Some(SlotId(0)));
+        cells.remove(SlotId(0));
+        cells.remove(SlotId(0));
+        assert_eq!(cells.find(&mut |_| true), Some(SlotId(1)));
+        assert_eq!(cells.find(&mut |_| false), None);
+    }
+
+    #[test]
+    fn a_block_that_is_refused_hides_none() {
+        let mut cells = Cells::new(100);
+        (0..100).for_each(|slot| cells.put(SlotId(slot), OLD, slot));
+        for wanted in [0, 50, 99, 3] {
+            assert_eq!(cells.find(&mut |slot| slot.0 == wanted), Some(SlotId(wanted)));
+        }
+        assert_eq!(cells.ascending().count(), 100);
     }
 }

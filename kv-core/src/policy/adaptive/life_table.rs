@@ -18,6 +18,8 @@ const OCTAVE: f64 = 0.5;
 const HORIZON: usize = 8;
 /// Tiers below this many blocks watch every block, others a sample of at least half as many.
 const SAMPLE: usize = 8192;
+/// Watches at least, so that none is lost between two calls of [`LifeTable::advance`].
+const RING_AT_LEAST: usize = 4096;
 /// Full rings after which old evidence counts half.
 const MEMORY: usize = 4;
 /// Blocks' worth of evidence at which a class is believed as much as its group. Large because one request
@@ -29,7 +31,7 @@ const GROUP_PRIOR: f32 = 10.0;
 /// One value per age band.
 pub(super) type Bands<T> = [T; BANDS];
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     at_risk: Bands<f32>,
     used: Bands<f32>,
@@ -60,7 +62,7 @@ struct Watch {
     waiting: Option<Class>,
 }
 
-/// Name of a watch; of no meaning once the ring has gone round.
+/// Name of a watch; of no meaning once the ring has gone round. The default names none.
 #[derive(Clone, Copy, Default)]
 pub(super) struct WatchId(u32);
 
@@ -69,10 +71,10 @@ pub(super) struct LifeTable {
     /// Ages at which the bands begin.
     begins: Bands<u32>,
     tallies: Vec<Tally>,
-    /// Watch `w` is at `w % ring.len()`.
+    /// Watch `w` is at `w % ring.len()`; the first is 1.
     ring: Vec<Watch>,
-    /// Watches begun so far.
-    begun: u64,
+    /// The watch that begins next.
+    next: u64,
     /// For each band the first watch that has not entered it yet.
     entering: Bands<u64>,
     /// One key in `sampling` is watched; a power of two.
@@ -84,7 +86,7 @@ pub(super) struct LifeTable {
 impl LifeTable {
     pub(super) fn new(capacity: usize) -> Self {
         let sampling = (capacity / SAMPLE).next_power_of_two();
-        let ring = (capacity * HORIZON).div_ceil(sampling).max(1);
+        let ring = (capacity * HORIZON).div_ceil(sampling).max(RING_AT_LEAST);
         let begins = std::array::from_fn(|band| match band {
             0 => 0,
             // The band's number keeps the ages apart when the capacity is tiny.
@@ -94,8 +96,8 @@ impl LifeTable {
             begins,
             tallies: vec![Tally::default(); Class::COUNT],
             ring: vec![Watch { start: 0, waiting: None }; ring],
-            begun: 0,
-            entering: [0; BANDS],
+            next: 1,
+            entering: [1; BANDS],
             sampling: sampling as u64,
             halve_at: (MEMORY * ring) as u64,
         }
@@ -107,14 +109,14 @@ impl LifeTable {
     }
 
     /// Begins to watch a use of `key`, if `key` belongs to the sample.
-    pub(super) fn watch(&mut self, key: BlockKey, now: u32) -> Option<WatchId> {
-        if key.high() >> 32 & (self.sampling - 1) != 0 {
-            return None;
+    pub(super) fn watch(&mut self, key: BlockKey, now: u32) -> WatchId {
+        if (key.high() >> 32) & (self.sampling - 1) != 0 {
+            return WatchId::default();
         }
-        let at = self.place(self.begun);
+        let at = self.place(self.next);
         self.ring[at] = Watch { start: now, waiting: None };
-        self.begun += 1;
-        Some(WatchId((self.begun - 1) as u32))
+        self.next += 1;
+        WatchId((self.next - 1) as u32)
     }
 
     /// The watched use has turned out to be of `class`.
@@ -137,10 +139,10 @@ impl LifeTable {
 
     /// Counts the watches that have entered another band since the last call.
     pub(super) fn advance(&mut self, now: u32) {
-        let oldest = self.begun.saturating_sub(self.ring.len() as u64);
+        let oldest = self.next.saturating_sub(self.ring.len() as u64);
         for band in 1..BANDS {
             let mut entering = self.entering[band].max(oldest);
-            while entering < self.begun {
+            while entering < self.next {
                 let watch = self.ring[self.place(entering)];
                 if now.wrapping_sub(watch.start) < self.begins[band] {
                     break;
@@ -152,8 +154,8 @@ impl LifeTable {
             }
             self.entering[band] = entering;
         }
-        if self.begun >= self.halve_at {
-            self.halve_at = self.begun + (MEMORY * self.ring.len()) as u64;
+        if self.next >= self.halve_at {
+            self.halve_at = self.next + (MEMORY * self.ring.len()) as u64;
             self.tallies.iter_mut().for_each(Tally::halve);
         }
     }
@@ -195,13 +197,98 @@ impl LifeTable {
         })
     }
 
+    /// Where the watch is, if it is still in the ring.
     fn find(&self, watch: WatchId) -> Option<usize> {
-        let ago = (self.begun as u32).wrapping_sub(watch.0);
-        let known = ago > 0 && u64::from(ago) <= self.begun && ago as usize <= self.ring.len();
-        known.then(|| self.place(self.begun - u64::from(ago)))
+        let ago = u64::from((self.next as u32).wrapping_sub(watch.0));
+        (ago > 0 && ago < self.next && ago <= self.ring.len() as u64).then(|| self.place(self.next - ago))
     }
 
     fn place(&self, watch: u64) -> usize {
         (watch % self.ring.len() as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::class::Return;
+    use super::*;
+
+    const CAPACITY: usize = 1000;
+
+    fn class(uses: u8) -> Class {
+        Class::of(uses, 1, Return::Soon)
+    }
+
+    /// Every 10 uses two blocks are used for the first time, one of each class. Those of class 1 are used
+    /// again after 600 uses, every fourth of class 2 after 3000; no other one ever is.
+    fn learnt(uses: u32) -> LifeTable {
+        let mut table = LifeTable::new(CAPACITY);
+        let mut waiting = std::collections::BTreeMap::<u32, Vec<WatchId>>::new();
+        for (round, now) in (0..uses).step_by(10).enumerate() {
+            for watch in waiting.remove(&now).unwrap_or_default() {
+                table.used(watch, now);
+            }
+            for (uses, again) in [(1, Some(600)), (2, (round % 4 == 0).then_some(3000))] {
+                let watch = table.watch(BlockKey::ROOT, now);
+                table.classify(watch, class(uses));
+                if let Some(again) = again {
+                    waiting.entry(now + again).or_default().push(watch);
+                }
+            }
+            table.advance(now);
+        }
+        table
+    }
+
+    fn band(table: &LifeTable, age: u32) -> usize {
+        table.begins.partition_point(|begin| *begin <= age) - 1
+    }
+
+    #[test]
+    fn hazards_are_those_of_the_process() {
+        let table = learnt(100_000);
+        for (uses, again, share) in [(1, 600, 1.0), (2, 3000, 0.25)] {
+            let tally = &table.tallies[class(uses).index()];
+            for at in 0..band(&table, 3000) {
+                let hazard = tally.used[at] / tally.at_risk[at].max(1.0);
+                let expected = if at == band(&table, again) { share } else { 0.0 };
+                assert!((hazard - expected).abs() < 0.05, "{uses} uses, band {at}: {hazard}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn unfinished_watches_do_not_bias_the_hazard() {
+        // Only the first tenth of the watches is older than 3000 uses.
+        let table = learnt(3300);
+        let tally = &table.tallies[class(2).index()];
+        let at = band(&table, 3000);
+        assert!((tally.used[at] / tally.at_risk[at] - 0.25).abs() < 0.1, "{tally:?}");
+    }
+
+    #[test]
+    fn worth_rises_towards_the_expected_use_and_falls_behind_it() {
+        let table = learnt(100_000);
+        let worths = table.worths();
+        let worth = |uses: u8, age: u32| worths[class(uses).index()][band(&table, age)];
+        assert!(worth(1, 500) > worth(1, 0), "the use is nearer");
+        assert!(worth(1, 2000) < worth(1, 0) / 2.0, "it should have come long ago");
+        assert!(worth(1, 0) > 3.0 * worth(2, 0), "soon and certain against late and perhaps");
+        assert!(worth(2, 2900) > worth(1, 2900), "and the other way round when one is overdue");
+        assert_eq!(worth(1, u32::MAX), 0.0, "nothing is known beyond the horizon");
+    }
+
+    #[test]
+    fn a_watch_that_the_ring_has_lost_counts_for_nothing() {
+        let mut table = LifeTable::new(1);
+        let first = table.watch(BlockKey::ROOT, 0);
+        table.classify(first, Class::TAIL);
+        let end = RING_AT_LEAST as u32 + 1;
+        for now in 1..end {
+            table.watch(BlockKey::ROOT, now);
+        }
+        table.used(first, end);
+        table.used(WatchId::default(), end);
+        assert_eq!(table.tallies[Class::TAIL.index()].used, [0.0; BANDS]);
     }
 }

@@ -41,7 +41,7 @@ const AGE_AT_LEAST: u32 = 64;
 #[derive(Clone, Copy, Default)]
 struct Past {
     uses: u8,
-    watch: Option<WatchId>,
+    watch: WatchId,
 }
 
 /// A touched block of the request that is being reported.
@@ -105,32 +105,32 @@ impl Adaptive {
         let mut fresh = 0;
         for block in &self.pending {
             self.clock = self.clock.wrapping_add(1);
-            let (gap, past) = self.history.get(block.key, self.clock).unwrap_or_default();
-            if let Some(watch) = past.watch {
-                self.table.used(watch, self.clock);
-            }
+            let (gap, past) = self.history.visit(block.key, self.clock);
+            self.table.used(past.watch, self.clock);
             let known_before = self.counted.len() - fresh;
-            match past.uses {
-                0 => fresh += 1,
-                uses if known_before == 0 => back = Return::of(uses, gap, self.cells.capacity()),
-                _ => {}
+            match gap {
+                None => fresh += 1,
+                Some(gap) if known_before == 0 => {
+                    back = Return::of(past.uses, gap, self.cells.capacity());
+                }
+                Some(_) => {}
             }
-            let watch = self.table.watch(block.key, self.clock);
-            let past = Past { uses: past.uses.saturating_add(1), watch };
-            self.history.set(block.key, self.clock, past);
-            self.counted.push((block.slot, past));
+            past.uses = past.uses.saturating_add(1);
+            past.watch = self.table.watch(block.key, self.clock);
+            self.counted.push((block.slot, *past));
         }
         self.pending.clear();
         self.expected = BlockKey::ROOT;
+        let mut deeper = Class::TAIL;
         for (from_tail, (slot, past)) in self.counted.drain(..).enumerate() {
             let class = match from_tail {
                 0 => Class::TAIL,
                 _ => Class::of(past.uses, fresh, back),
             };
-            self.cells.put(slot, class, self.clock);
-            if let Some(watch) = past.watch {
-                self.table.classify(watch, class);
-            }
+            self.table.classify(past.watch, class);
+            // A block cannot be worth less than its descendants, which are worth nothing without it.
+            deeper = self.cells.better(class, deeper);
+            self.cells.put(slot, deeper, self.clock);
         }
         self.keep_up();
     }
@@ -184,5 +184,58 @@ impl EvictionPolicy for Adaptive {
 
     fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool) {
         self.cells.ascending().chain(self.pending.iter().map(|block| block.slot)).all(visit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(block: u32) -> BlockKey {
+        BlockKey::from_bytes([block as u8 + 1; 16])
+    }
+
+    fn touch(block: u32) -> Touch {
+        let parent = block.checked_sub(1).map_or(BlockKey::ROOT, key);
+        Touch { key: key(block), parent, depth: block, now: Nanos(0) }
+    }
+
+    fn uses(policy: &Adaptive, block: u32) -> Option<u8> {
+        policy.history.get(key(block), policy.clock).map(|(_, past)| past.uses)
+    }
+
+    #[test]
+    fn a_block_that_arrives_ahead_of_a_request_is_used_once() {
+        let mut policy = Adaptive::new(8);
+        for block in 1..4 {
+            policy.insert(SlotId(block), &touch(block));
+        }
+        assert_eq!(policy.victim(Nanos(0), &mut |slot| slot.0 == 2), Some(SlotId(2)), "it is ranked at once");
+        assert_eq!(uses(&policy, 3), None);
+        policy.insert(SlotId(0), &touch(0));
+        let before = uses(&policy, 0);
+        for block in (0..4).rev() {
+            policy.hit(SlotId(block), &touch(block));
+        }
+        assert_eq!([1, 2, 3].map(|block| uses(&policy, block)), [Some(1); 3]);
+        assert_eq!(uses(&policy, 0), before.map(|n| n + 1));
+    }
+
+    #[test]
+    fn the_parts_of_a_request_get_classes_of_their_own() {
+        let mut policy = Adaptive::new(8);
+        for end in [2, 5] {
+            for block in (0..=end).rev() {
+                policy.insert(SlotId(block), &touch(block));
+            }
+        }
+        let uses = [0, 1, 2, 3, 4, 5].map(|block| uses(&policy, block));
+        assert_eq!(uses, [Some(2), Some(2), Some(2), Some(1), Some(1), Some(1)]);
+        let mut order = Vec::new();
+        policy.coldest(&mut |slot| {
+            order.push(slot.0);
+            true
+        });
+        assert_eq!(order, [5, 4, 3, 2, 1, 0], "before anything is learnt the tail leaves first");
     }
 }
