@@ -102,7 +102,15 @@ impl Contender for Kvbm {
     fn prepare(&mut self, operation: Operation, load: &Workload) {
         match operation {
             Operation::Match => self.hold_all(load),
-            Operation::MatchPin | Operation::Evict => self.held.clear(),
+            Operation::MatchPin => self.held.clear(),
+            // Its eviction order is the order of letting go, so that decides whom it evicts and when.
+            Operation::Evict => {
+                self.hold_all(load);
+                for depth in (0..CHAIN).rev() {
+                    self.held.iter_mut().for_each(|chain| chain.truncate(depth));
+                }
+                self.held.clear();
+            }
             // Giving the blocks back is the second half of the eviction that took them.
             Operation::Register => self.evicted.clear(),
         }
