@@ -14,7 +14,7 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 	cargo run --release --locked -- demo
 
 test: fio ## Run every test, doc tests included
-	cargo test --workspace --locked
+	cargo test --workspace --locked --no-fail-fast
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked

@@ -106,6 +106,9 @@ pub struct Machine {
     pub cpu: String,
     /// Cores that this process may use.
     pub cores: usize,
+    /// Runnable tasks over the last minute, this command included: far above 1 means that figures of
+    /// single-core work were disturbed.
+    pub load: String,
     /// Kernel name and release.
     pub kernel: String,
     /// Commit of the source tree in the current directory, `-dirty` when it has local changes.
@@ -123,7 +126,10 @@ impl Machine {
             Some(line.split_once(':')?.1.trim().to_owned())
         });
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+        let load = std::fs::read_to_string("/proc/loadavg").ok();
+        let load = load.as_deref().and_then(|text| text.split(' ').next());
         Self {
+            load: load.unwrap_or("unknown").to_owned(),
             cpu: cpu.unwrap_or_else(|| format!("unknown {}", std::env::consts::ARCH)),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: format!("{} {}", std::env::consts::OS, release.as_deref().unwrap_or("unknown").trim()),
@@ -141,8 +147,8 @@ fn commit() -> Option<String> {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cpu, cores, kernel, commit, build } = self;
-        write!(f, "{cpu}, {cores} cores, {kernel}, commit {commit}, {build} build")?;
+        let Self { cpu, cores, load, kernel, commit, build } = self;
+        write!(f, "{cpu}, {cores} cores, load {load}, {kernel}, commit {commit}, {build} build")?;
         if *build == "debug" {
             write!(f, "\nFigures of a debug build mean nothing: run it with --release.")?;
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvtier_tests::sim::{Seen, Sim};
 use parking_lot::Mutex;
 
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 10_000;
 const LIVES: u32 = 3;
 const STEPS: u32 = 250;
 
@@ -45,7 +45,7 @@ fn every_load_is_what_was_stored_or_a_miss() {
     println!("{seeds} seeds: {seen:?}");
     // A simulation that sees nothing proves nothing.
     let enough = [
-        seen.verified > 100 * seeds,
+        seen.verified > 50 * seeds,
         seen.from_nvme > 5 * seeds,
         seen.lost > seeds / 10,
         seen.crashes > seeds,

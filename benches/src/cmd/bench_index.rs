@@ -17,7 +17,7 @@ use super::{Output, Result};
     kvtier bench index\n  \
     kvtier bench index --blocks 65536,524288 --rounds 21\n  \
     cargo run --release --features peers -- bench index --save benches/results/index-2026-01-31\n\n\
-    Sizes of 1048576 blocks need about 0.5 GB of memory, with the feature `peers` 2.5 GB.")]
+    Sizes of 1048576 blocks need about 0.3 GB of memory, with the feature `peers` 2 GB.")]
 pub(crate) struct Args {
     /// Resident blocks; several sizes are measured one after the other
     #[arg(long, value_delimiter = ',', default_values_t = [16_384, 131_072, 1_048_576],

@@ -9,7 +9,7 @@ use kv_core::key::BlockKey;
 use kvbm_logical::blocks::{ImmutableBlock, MutableBlock};
 use kvbm_logical::{BlockManager, BlockRegistry, SequenceHash};
 
-use super::{CHAIN, Contender, Operation, Workload};
+use super::{CHAIN, Contender, Failure, Operation, Workload};
 
 /// How the peer orders blocks that nobody holds.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ pub(super) struct Kvbm {
 }
 
 impl Kvbm {
-    pub(super) fn new(load: &Workload, backend: Backend) -> Self {
+    pub(super) fn new(load: &Workload, backend: Backend) -> Result<Self, Failure> {
         let builder = BlockManager::<Host>::builder()
             .block_count(load.blocks())
             .block_size(BLOCK_TOKENS)
@@ -51,11 +51,10 @@ impl Kvbm {
             Backend::Lru => builder.with_lru_backend(),
             Backend::Lineage => builder.with_lineage_backend(),
         };
-        #[expect(clippy::expect_used, reason = "a constant configuration; a failure is a bug of the bench")]
-        let manager = builder.build().expect("the configuration is complete");
+        let manager = builder.build().map_err(|e| Failure::Setup(e.into()))?;
         let mut this = Self { backend, manager, held: Vec::new(), evicted: Vec::new() };
         this.register_all(load);
-        this
+        Ok(this)
     }
 
     fn register_all(&mut self, load: &Workload) -> usize {
@@ -102,7 +101,15 @@ impl Contender for Kvbm {
     fn prepare(&mut self, operation: Operation, load: &Workload) {
         match operation {
             Operation::Match => self.hold_all(load),
-            Operation::MatchPin | Operation::Evict => self.held.clear(),
+            Operation::MatchPin => self.held.clear(),
+            // Its eviction order is the order of letting go, so that decides whom it evicts and when.
+            Operation::Evict => {
+                self.hold_all(load);
+                for depth in (0..CHAIN).rev() {
+                    self.held.iter_mut().for_each(|chain| chain.truncate(depth));
+                }
+                self.held.clear();
+            }
             // Giving the blocks back is the second half of the eviction that took them.
             Operation::Register => self.evicted.clear(),
         }

@@ -14,6 +14,7 @@ mod kvtier;
 mod map;
 mod summary;
 
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 use kv_core::key::BlockKey;
@@ -131,14 +132,24 @@ pub trait Contender {
     fn run(&mut self, operation: Operation, load: &Workload) -> Option<usize>;
 }
 
-/// A contender did not do the work, so its time means nothing.
+/// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
-#[error("{contender} did `{}` to {done} of {blocks} blocks; its time would mean nothing", operation.name())]
-pub struct Incomplete {
-    contender: &'static str,
-    operation: Operation,
-    done: usize,
-    blocks: usize,
+pub enum Failure {
+    /// A peer refused its configuration.
+    #[error("cannot set up a peer; does its version fit this bench?")]
+    Setup(#[source] Box<dyn Error + Send + Sync>),
+    /// A contender did not do all the work.
+    #[error("{contender} did `{}` to {done} of {blocks} blocks; its time would mean nothing", operation.name())]
+    Incomplete {
+        /// Who.
+        contender: &'static str,
+        /// What.
+        operation: Operation,
+        /// Blocks it was done to.
+        done: usize,
+        /// Blocks it should have been done to.
+        blocks: usize,
+    },
 }
 
 /// The figures of one contender for one operation at one size.
@@ -197,29 +208,30 @@ impl Plan {
     }
 }
 
-type Maker = fn(&Workload) -> Box<dyn Contender>;
+type Maker = fn(&Workload) -> Result<Box<dyn Contender>, Failure>;
 
 /// Everything that this build can measure, kvtier first.
 const MAKERS: &[Maker] = &[
-    |load| Box::new(Kvtier::new(load)),
-    |load| Box::new(Map::<Identity>::new(load)),
-    |load| Box::new(Map::<Sip>::new(load)),
+    |load| Ok(Box::new(Kvtier::new(load))),
+    |load| Ok(Box::new(Map::<Identity>::new(load))),
+    |load| Ok(Box::new(Map::<Sip>::new(load))),
     #[cfg(feature = "peers")]
-    |load| Box::new(kvbm::Kvbm::new(load, kvbm::Backend::Lru)),
+    |load| Ok(Box::new(kvbm::Kvbm::new(load, kvbm::Backend::Lru)?)),
     #[cfg(feature = "peers")]
-    |load| Box::new(kvbm::Kvbm::new(load, kvbm::Backend::Lineage)),
+    |load| Ok(Box::new(kvbm::Kvbm::new(load, kvbm::Backend::Lineage)?)),
 ];
 
 /// Measures all contenders at one size and adds to `figures`. `progress` hears about each finished round.
 ///
 /// # Errors
-/// [`Incomplete`] when a contender loses blocks.
-pub fn measure(figures: &mut Figures, plan: Plan, mut progress: impl FnMut(usize)) -> Result<(), Incomplete> {
+/// [`Failure`]: a contender cannot be made, or loses blocks.
+pub fn measure(figures: &mut Figures, plan: Plan, mut progress: impl FnMut(usize)) -> Result<(), Failure> {
     let Plan { blocks, rounds, passes } = plan;
     let load = Workload::new(blocks, blocks as u64);
     let mut contenders = Vec::new();
     for maker in MAKERS {
-        let (mut contender, built) = heap::measure(|| maker(&load));
+        let (made, built) = heap::measure(|| maker(&load));
+        let mut contender = made?;
         // Buffers grow in the first round; from the second on the contender is in its steady state.
         one_round(contender.as_mut(), &load, 1)?;
         let (outcome, steady) = heap::measure(|| one_round(contender.as_mut(), &load, 1));
@@ -261,7 +273,7 @@ fn one_round(
     contender: &mut dyn Contender,
     load: &Workload,
     passes: usize,
-) -> Result<[Option<f64>; 4], Incomplete> {
+) -> Result<[Option<f64>; 4], Failure> {
     let mut row = [None; 4];
     for group in Operation::GROUPS {
         let mut spent = [Duration::ZERO; 4];
@@ -275,7 +287,7 @@ fn one_round(
                 let Some(done) = done else { continue };
                 if done != load.blocks() {
                     let (contender, blocks) = (contender.name(), load.blocks());
-                    return Err(Incomplete { contender, operation: *operation, done, blocks });
+                    return Err(Failure::Incomplete { contender, operation: *operation, done, blocks });
                 }
                 if pass > 0 {
                     let spent = &mut spent[*operation as usize];

@@ -4,7 +4,8 @@
 //! |--------------|-----------------------------------------------------------|
 //! | Write        | header into the slot; write header and payload            |
 //! | Read         | read header and payload; verify all of it                 |
-//! | OpenSegment  | write header copy 0, sync, write copy 1, sync             |
+//! | OpenSegment  | sync what was written to other segments;                  |
+//! |              | write header copy 0, sync, write copy 1, sync             |
 //! | SealSegment  | sync, write the footer, sync                              |
 //!
 //! A [`Task`] says which I/O comes next and is told how it went. [`Segments::execute`] drives one with blocking
@@ -40,7 +41,9 @@ pub(crate) struct Task {
 enum Work {
     Write { place: Place, entry: FooterEntry, slot: Claim },
     Read { place: Place, expect: RecordIdentity, slot: Claim },
-    Open { segment: SegmentId, generation: Generation, header: PageBuf, step: u8 },
+    /// `first` are segments to sync: records that were worth keeping were copied there, and must be durable before
+    /// their old copies go.
+    Open { segment: SegmentId, generation: Generation, first: Vec<SegmentId>, header: PageBuf, step: u8 },
     Seal { segment: SegmentId, generation: Generation, footer: PageBuf, step: u8 },
 }
 
@@ -91,7 +94,7 @@ impl Task {
             Op::OpenSegment { segment, generation } => {
                 segments.begin_open(segment, generation)?;
                 let header = SegmentHeader { log, segment, generation, geometry }.encode();
-                Work::Open { segment, generation, header, step: 0 }
+                Work::Open { segment, generation, first: segments.dirty(), header, step: 0 }
             }
             Op::SealSegment { segment, generation } => match segments.begin_seal(segment, generation)? {
                 Some(entries) => {
@@ -116,6 +119,7 @@ impl Task {
             Work::Read { place, .. } => {
                 Io::Read { segment: place.segment, offset: geometry.record(place.index) }
             }
+            Work::Open { ref first, .. } if let Some(segment) = first.last() => Io::Sync { segment: *segment },
             Work::Open { segment, step: 0, .. } => Io::Write { segment, offset: 0 },
             Work::Open { segment, step: 2, .. } => Io::Write { segment, offset: PAGE as u64 },
             Work::Seal { segment, step: 1, .. } => Io::Write { segment, offset: geometry.footer() },
@@ -185,8 +189,11 @@ impl Task {
                 segments.readable(*place)?;
                 return Ok(Some(verified));
             }
-            Work::Open { segment, generation, step, .. } => {
+            Work::Open { segment, generation, first, step, .. } => {
                 outcome?;
+                if first.pop().is_some() {
+                    return Ok(None);
+                }
                 *step += 1;
                 if *step < 4 {
                     return Ok(None);

@@ -131,6 +131,11 @@ impl Segments {
         result
     }
 
+    /// Segments with writes that no sync has covered.
+    pub(crate) fn dirty(&self) -> Vec<SegmentId> {
+        (0..).map(SegmentId).zip(&self.table).filter(|(_, life)| life.lock().dirty).map(|(id, _)| id).collect()
+    }
+
     fn life(&self, segment: SegmentId) -> Result<&Mutex<Life>, TransferError> {
         self.table.get(segment.0 as usize).ok_or(TransferError::Refused(Mismatch::Identity))
     }

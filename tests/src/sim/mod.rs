@@ -270,6 +270,9 @@ impl Sim {
     }
 
     fn follow_events(&mut self, life: &Life) {
+        if life.disk.take_sync_failure() {
+            self.durable.clear();
+        }
         for event in life.engine.take_events() {
             match event {
                 Event::Stored { tier: Tier::Nvme, key, .. } => {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use kv_core::ids::SegmentId;
 use kv_tiers::nvme::{MemStore, SegmentStore};
@@ -47,6 +47,7 @@ pub struct BadDisk {
     inner: Arc<MemStore>,
     how: Misbehaviour,
     mood: AtomicU8,
+    sync_failed: AtomicBool,
     rng: Mutex<SplitMix64>,
 }
 
@@ -54,12 +55,18 @@ impl BadDisk {
     /// Good at first. The same seed and the same operations: the same faults.
     #[must_use]
     pub fn new(inner: Arc<MemStore>, how: Misbehaviour, seed: u64) -> Self {
-        Self { inner, how, mood: AtomicU8::new(Mood::Good as u8), rng: Mutex::new(SplitMix64::new(seed)) }
+        Self { inner, how, mood: AtomicU8::new(Mood::Good as u8), sync_failed: AtomicBool::new(false), rng: Mutex::new(SplitMix64::new(seed)) }
     }
 
     /// From now on.
     pub fn set_mood(&self, mood: Mood) {
         self.mood.store(mood as u8, Ordering::Relaxed);
+    }
+
+    /// Whether a sync has failed since this was last asked. It is the one failure after which a disk may keep
+    /// less than it promised before.
+    pub fn take_sync_failure(&self) -> bool {
+        self.sync_failed.swap(false, Ordering::Relaxed)
     }
 
     fn once_in(&self, n: u64) -> bool {
@@ -121,7 +128,7 @@ impl SegmentStore for BadDisk {
         self.inner.write_at(segment, offset, from)
     }
     fn sync(&self, segment: SegmentId) -> io::Result<()> {
-        self.may_fail()?;
+        self.may_fail().inspect_err(|_| self.sync_failed.store(true, Ordering::Relaxed))?;
         self.inner.sync(segment)
     }
     fn superblock(&self) -> io::Result<Option<Vec<u8>>> {
