@@ -22,6 +22,8 @@ soak: ## Run every test with loops a hundred times longer
 bench: fio ## Measure against the limits and the peers (the first build takes minutes)
 	cargo run --release --locked --features peers -- bench index
 	cargo run --release --locked --features peers -- bench copy
+	cargo run --release --locked --features peers -- bench nvme
+	cargo run --release --locked --features peers -- bench reopen
 	cargo bench -p kvtier-benches --locked
 
 lint: $(DENY) ## Check format, lints, docs, licences and sources of dependencies

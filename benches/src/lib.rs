@@ -3,19 +3,24 @@
 //! ```text
 //! trace     reads JSONL request traces          index   prefix look-ups against the limit and the peers
 //! generate  makes an agent-like one from a seed copy    gathers and scatters of blocks against memcpy
-//! heap      counts heap bytes and allocations   report  samples, tables, facts about the machine
+//! heap      counts heap bytes and allocations   nvme   the NVMe log against fio, and its reopening
+//! replay    drives the planner or the engine    report samples, tables, facts about the machine
 //! ```
 //!
 //! Every figure is a ratio at heart: contenders take turns on one machine in one run, because figures of
 //! two runs differ by more than the things they are about.
 
+mod completions;
 pub mod copy;
 pub mod generate;
 pub mod heap;
 pub mod index;
+pub mod nvme;
 pub mod replay;
 pub mod report;
 mod rng;
+mod size;
 pub mod trace;
 
 pub use rng::SplitMix64;
+pub use size::{BadSize, ByteSize};

@@ -22,6 +22,7 @@ static HEAP: kvtier_benches::heap::CountingHeap = kvtier_benches::heap::Counting
         kvtier bench index                        look-ups at 16 k, 131 k and 1 M blocks, against plain maps\n  \
         kvtier bench index --blocks 4096 --json   one small run, one JSON object on standard output\n  \
         kvtier bench copy                         block copies as a share of memcpy\n  \
+        kvtier bench nvme --dir /mnt/nvme         the NVMe log as a share of fio, on that disk\n  \
         kvtier help bench index                   everything about one command\n\n\
         Results go to standard output, progress and errors to standard error.\n\
         Exit codes: 0 done, 1 failed (standard error says why), 2 wrong usage."

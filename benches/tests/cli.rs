@@ -1,6 +1,7 @@
 //! The real binary: what scripts rely on.
 #![allow(clippy::expect_used, reason = "helpers of tests fail like tests")]
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -20,6 +21,8 @@ fn help_teaches_by_example_at_every_level() {
         (&["help", "bench"], "against the hardware's limit"),
         (&["bench", "index", "--help"], "--features peers"),
         (&["bench", "copy", "--help"], "kvtier bench copy --block 5242880"),
+        (&["bench", "nvme", "--help"], "kvtier bench nvme --dir /mnt/nvme --sizes 2MiB"),
+        (&["bench", "reopen", "--help"], "kvtier bench reopen --records 100000"),
     ] {
         let out = kvtier(args);
         assert_eq!(out.status.code(), Some(0), "{args:?}");
@@ -39,6 +42,9 @@ fn wrong_usage_is_code_2_on_standard_error() {
         &["bench", "index", "--blocks", "1k"],
         &["bench", "index", "--rounds", "-1"],
         &["bench", "copy", "--mib", "0"],
+        &["bench", "nvme", "--sizes", "2MB"],
+        &["bench", "nvme", "--seconds", "NaN"],
+        &["bench", "reopen", "--records", "0"],
     ] {
         let out = kvtier(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");
@@ -70,6 +76,79 @@ fn bench_index_prints_one_json_object() {
     assert!(memory["bytes_per_block"].as_f64().expect("a number") <= 96.0);
 }
 
+/// Both measure something with little data, in a folder that is empty again at the end.
+fn small_nvme_bench(path: Option<&str>) -> Value {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvtier"));
+    command.args(["bench", "nvme", "--sizes", "64KiB", "--pairs", "1", "--seconds", "0.05"]);
+    command.args(["--log-size", "4MiB", "--queue-depth", "4", "--json", "--dir"]).arg(folder.path());
+    if let Some(path) = path {
+        command.env("PATH", path);
+    }
+    let out = command.output().expect("the binary runs");
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "nothing is left");
+    let result: Value = serde_json::from_slice(&out.stdout).expect("one JSON object and nothing else");
+    assert_eq!(result["schema"], "kvtier.bench.nvme/1");
+    assert_eq!(result["target_share"], 0.94);
+    let figures = result["figures"].as_array().expect("figures");
+    assert_eq!(figures.len(), 2);
+    for (figure, direction) in figures.iter().zip(["read", "write"]) {
+        assert_eq!((&figure["extent"], &figure["direction"]), (&Value::from(65536), &Value::from(direction)));
+        let [kvtier, limit, share] = ["kvtier_gb_per_second", "limit_gb_per_second", "share_of_limit"]
+            .map(|what| figure[what]["median"].as_f64().expect("a number"));
+        assert!(kvtier > 0.0 && limit > 0.0 && (share * limit / kvtier - 1.0).abs() < 1e-9);
+    }
+    result
+}
+
+#[test]
+fn bench_nvme_compares_with_what_there_is_and_says_which() {
+    let limit = small_nvme_bench(None)["limit"].to_string();
+    let fio_reads = Command::new("fio").arg("--version").output().is_ok() && !limit.contains("fio failed");
+    assert_eq!(limit.contains("fio-3"), fio_reads, "{limit}");
+    let limit = small_nvme_bench(Some(""))["limit"].to_string();
+    assert!(
+        limit.contains("threads with pread and pwrite") && limit.contains("fio is not installed"),
+        "{limit}"
+    );
+}
+
+#[test]
+fn an_interrupted_bench_nvme_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvtier"))
+        .args(["bench", "nvme", "--sizes", "64KiB", "--seconds", "60", "--log-size", "4MiB", "--dir"])
+        .arg(folder.path())
+        .env("PATH", "")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let progress = BufReader::new(child.stderr.take().expect("piped"));
+    let reached = progress.lines().map_while(Result::ok).any(|line| line.contains("64 KiB: reads"));
+    assert!(reached, "it measures");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .expect("it runs");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
+}
+
+#[test]
+fn bench_reopen_finds_every_record() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().to_str().expect("UTF-8");
+    let out = kvtier(&["bench", "reopen", "--records", "1000", "--openings", "2", "--json", "--dir", dir]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let result: Value = serde_json::from_slice(&out.stdout).expect("one JSON object and nothing else");
+    assert_eq!((&result["schema"], &result["records"]), (&"kvtier.bench.reopen/1".into(), &1000.into()));
+    let rate = result["records_per_second"]["median"].as_f64().expect("a number");
+    let seconds = result["seconds"]["median"].as_f64().expect("a number");
+    assert!((rate * seconds / 1000.0 - 1.0).abs() < 0.5, "one is the inverse of the other");
+    assert_eq!(result["target_seconds"], Value::Null, "the target is for a million");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
+}
+
 #[test]
 fn saved_results_are_what_was_printed() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -79,11 +158,12 @@ fn saved_results_are_what_was_printed() {
     let out = kvtier(&[&args[..], &["--save", stem]].concat());
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
     let markdown = std::fs::read_to_string(format!("{stem}.md")).expect("saved");
-    assert_eq!(markdown, format!("# Block copies in plain memory\n\n{}", text(&out.stdout)));
+    assert_eq!(markdown, format!("# Block copies\n\n{}", text(&out.stdout)));
     let json = std::fs::read(format!("{stem}.json")).expect("saved");
     let json: Value = serde_json::from_slice(&json).expect("valid JSON");
     let figures = json["figures"].as_array().expect("figures");
-    assert_eq!(figures.len(), 6, "three contenders, two fragment sizes");
+    assert_eq!(figures.len(), 10, "five contenders, two fragment sizes");
+    assert_eq!(figures.iter().filter(|f| f["contender"] == "HBM stand-in, load").count(), 2);
     assert_eq!(figures[0]["share_of_memcpy"]["median"], 1.0);
 }
 
@@ -91,6 +171,9 @@ fn saved_results_are_what_was_printed() {
 fn failures_are_code_1_and_one_readable_line() {
     let cases = [
         (&["bench", "copy", "--fragments", "3000", "--json"][..], "must divide blocks"),
+        (&["bench", "nvme", "--sizes", "4KiB"], "whole pages of 4 KiB, one of them the header"),
+        (&["bench", "nvme", "--sizes", "1GiB", "--log-size", "1GiB"], "it needs"),
+        (&["bench", "reopen", "--dir", "no/such/folder"], "choose another with --dir"),
         (
             &[
                 "bench",

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::value_parser;
-use kvtier_benches::copy::{self, Blocks, Geometry, Summary};
+use kvtier_benches::copy::{self, Geometry, Sides, Summary};
 
 use super::{Output, Result};
 
 /// Block copies between one page-first block and its scattered fragments, as a share of memcpy
 ///
 /// Scatter loads a block into the runtime's layout, gather stores it from there. The limit, taken in the
-/// same rounds, is memcpy of the same blocks. This measures plain memory with one core; no GPU is involved.
+/// same rounds, is memcpy of the same blocks. The plain routines run on one core; the HBM stand-in makes the same
+/// copies on its own thread, by way of a device's queue and completions. No GPU is involved.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     kvtier bench copy\n  \
@@ -25,7 +26,7 @@ pub(crate) struct Args {
           value_parser = value_parser!(u32).range(1..))]
     fragments: Vec<u32>,
 
-    /// MiB to copy per round; twice this much memory is used. Larger than the caches, or it measures those
+    /// MiB to copy per round; four times this much memory is used. Larger than the caches, or it measures those
     #[arg(long, default_value_t = 256, value_parser = value_parser!(u32).range(1..=1 << 20))]
     mib: u32,
 
@@ -51,12 +52,13 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<()> {
     let mut figures = Vec::new();
     for geometry in geometries? {
         output.progress(format_args!("fragments of {} bytes", geometry.fragment));
-        let mut sides = Blocks::new(geometry);
-        figures.extend(copy::measure(geometry, args.rounds as usize, &mut sides, &mut copy::plain_memory()));
+        let mut sides = Sides::new(geometry)?;
+        figures.extend(copy::measure(geometry, args.rounds as usize, &mut sides, &mut Sides::contenders()));
+        sides.finish()?;
     }
     let summary = Summary::new(figures, args.rounds as usize);
     if let Some(stem) = &args.save {
-        super::save(stem, "Block copies in plain memory", &summary)?;
+        super::save(stem, "Block copies", &summary)?;
     }
     output.result(&summary)
 }

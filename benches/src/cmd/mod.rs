@@ -3,6 +3,8 @@
 
 mod bench_copy;
 mod bench_index;
+mod bench_nvme;
+mod bench_reopen;
 mod demo;
 mod inspect;
 mod replay;
@@ -10,10 +12,12 @@ mod replay;
 use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
+use kvtier_benches::ByteSize;
+use kvtier_benches::nvme::Scratch;
 use serde::Serialize;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -32,6 +36,8 @@ pub(crate) enum Command {
 pub(crate) enum Bench {
     Index(bench_index::Args),
     Copy(bench_copy::Args),
+    Nvme(bench_nvme::Args),
+    Reopen(bench_reopen::Args),
 }
 
 impl Command {
@@ -42,6 +48,8 @@ impl Command {
             Self::Inspect(args) => inspect::run(args, output),
             Self::Bench(Bench::Index(args)) => bench_index::run(args, output),
             Self::Bench(Bench::Copy(args)) => bench_copy::run(args, output),
+            Self::Bench(Bench::Nvme(args)) => bench_nvme::run(args, output),
+            Self::Bench(Bench::Reopen(args)) => bench_reopen::run(args, output),
         }
     }
 }
@@ -94,7 +102,7 @@ struct CannotSave {
 }
 
 /// Keeps a result as `STEM.json` and `STEM.md`.
-fn save(stem: &std::path::Path, title: &str, result: &(impl Serialize + Display)) -> Result<()> {
+fn save(stem: &Path, title: &str, result: &(impl Serialize + Display)) -> Result<()> {
     let write = |extension: &str, text: String| {
         let mut name = stem.as_os_str().to_owned();
         name.push(extension);
@@ -104,4 +112,20 @@ fn save(stem: &std::path::Path, title: &str, result: &(impl Serialize + Display)
     write(".json", format!("{}\n", serde_json::to_string_pretty(result)?))?;
     write(".md", format!("# {title}\n\n{result}"))?;
     Ok(())
+}
+
+/// A directory of the benchmark's own, removed at the end, after an error, and as well as it can be when the user
+/// ends the command.
+fn scratch(parent: Option<&Path>, needed: ByteSize) -> Result<Scratch> {
+    let scratch = Scratch::new(parent.unwrap_or(Path::new(".")), needed)?;
+    let path = scratch.path().to_path_buf();
+    ctrlc::set_handler(move || {
+        // What still runs may be making a file at this moment: once more.
+        if std::fs::remove_dir_all(&path).is_err() {
+            std::fs::remove_dir_all(&path).ok();
+        }
+        // As shells report an interrupt.
+        std::process::exit(130);
+    })?;
+    Ok(scratch)
 }

@@ -26,7 +26,8 @@ impl Pattern {
     }
 
     fn start(self, key: BlockKey) -> u64 {
-        self.seed.wrapping_mul(MIX) ^ key.low() ^ key.high().rotate_left(32)
+        // Multiplied, so that no halves cancel each other.
+        self.seed.wrapping_mul(MIX) ^ key.low() ^ key.high().wrapping_mul(STEP)
     }
 
     /// Writes the block.

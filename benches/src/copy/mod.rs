@@ -4,13 +4,17 @@
 //! scattered, one per layer and per K or V. A contender is any closure that moves the whole set once, so
 //! that a device's copy engine or kernel is measured exactly like the loop over `copy_from_slice` here.
 
+mod device;
+
 use std::fmt;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::SplitMix64;
+pub use device::{StandIn, StandInError};
+
 use crate::report::{Machine, Sample, Table};
+use crate::{ByteSize, SplitMix64};
 
 /// What is copied. All sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -117,14 +121,40 @@ impl Blocks {
 /// Moves all blocks of `S` once and returns when they are there.
 pub type Copier<'a, S> = Box<dyn FnMut(&mut S) + 'a>;
 
-/// Who is measured on plain memory; the first one is the limit.
-#[must_use]
-pub fn plain_memory() -> [(&'static str, Copier<'static, Blocks>); 3] {
-    [
-        ("memcpy", Box::new(Blocks::memcpy)),
-        ("scatter", Box::new(Blocks::scatter)),
-        ("gather", Box::new(Blocks::gather)),
-    ]
+/// Everything that is copied in one run.
+pub struct Sides {
+    memory: Blocks,
+    stand_in: StandIn,
+}
+
+impl Sides {
+    /// Both kinds, of the same sizes. Four times the bytes of `geometry` are used.
+    ///
+    /// # Errors
+    /// [`StandInError`].
+    pub fn new(geometry: Geometry) -> Result<Self, StandInError> {
+        Ok(Self { memory: Blocks::new(geometry), stand_in: StandIn::new(geometry)? })
+    }
+
+    /// Who takes part; the first one is the limit.
+    #[must_use]
+    pub fn contenders() -> [(&'static str, Copier<'static, Self>); 5] {
+        [
+            ("memcpy", Box::new(|sides: &mut Self| sides.memory.memcpy())),
+            ("scatter", Box::new(|sides: &mut Self| sides.memory.scatter())),
+            ("gather", Box::new(|sides: &mut Self| sides.memory.gather())),
+            ("HBM stand-in, load", Box::new(|sides: &mut Self| sides.stand_in.load())),
+            ("HBM stand-in, store", Box::new(|sides: &mut Self| sides.stand_in.store())),
+        ]
+    }
+
+    /// Whether everything was copied: figures of a run that failed mean nothing.
+    ///
+    /// # Errors
+    /// The first failure of the stand-in.
+    pub fn finish(self) -> Result<(), StandInError> {
+        self.stand_in.finish()
+    }
 }
 
 /// The figures of one contender for one fragment size.
@@ -192,25 +222,26 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n", self.machine)?;
-        writeln!(f, "One core, plain memory; median (min..max) of {} rounds.\n", self.rounds)?;
+        writeln!(
+            f,
+            "Host memory only; the stand-in has the queue, thread and completions of a device. Median (min..max) of {} \
+             rounds.\n",
+            self.rounds
+        )?;
         let mut table = Table::new(&["copy", "fragment", "block", "GB/s", "% of memcpy"]);
         for figure in &self.figures {
             let Sample { median, min, max } = figure.share_of_memcpy;
             let percent = Sample { median: median * 100.0, min: min * 100.0, max: max * 100.0 };
             table.row([
                 figure.contender.to_owned(),
-                kib(figure.geometry.fragment),
-                kib(figure.geometry.block),
+                ByteSize(figure.geometry.fragment as u64).to_string(),
+                ByteSize(figure.geometry.block as u64).to_string(),
                 figure.gigabytes_per_second.to_string(),
                 format!("{percent:.0}"),
             ]);
         }
         write!(f, "{table}")
     }
-}
-
-fn kib(bytes: usize) -> String {
-    if bytes.is_multiple_of(1024) { format!("{} KiB", bytes / 1024) } else { format!("{bytes} B") }
 }
 
 #[cfg(test)]
