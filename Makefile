@@ -15,6 +15,7 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 
 test: fio ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
+	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
