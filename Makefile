@@ -4,7 +4,7 @@ DENY_VERSION := 0.20.2
 # The folder carries the version, so a new version is a new target and an old one is kept out.
 DENY := .tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help demo test bench lint soak
+.PHONY: help demo test asan bench lint soak
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -15,9 +15,15 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 
 test: fio ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
+	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
+
+asan: ## Run the tests of the parts with unsafe code, and the simulation, under AddressSanitizer
+	ASAN_OPTIONS=allocator_may_return_null=1 RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address \
+		cargo test --locked --no-fail-fast -p kv-tiers -p kv-cuda -p kvtier-tests --tests \
+		--target x86_64-unknown-linux-gnu --target-dir target/asan
 
 bench: fio ## Measure against the limits and the peers (the first build takes minutes)
 	cargo run --release --locked --features peers -- bench index

@@ -89,7 +89,7 @@ pub trait Device: Send + Sync {
     /// From this call to a copy's completion nobody but that copy writes the bytes of its `host` span, and
     /// if it copies to the host nobody else reads them. Other outstanding copies are somebody else, on
     /// this device and on any other. The planner warrants it: a host slot is the destination of at most
-    /// one job, and no job reads a slot before its bytes are [`Verified`].
+    /// one job, and no job reads a slot before its bytes are [`Verified`](kv_core::Verified).
     ///
     /// # Errors
     /// If any copy cannot be, none is started: no such block, not one block long, memory that is not
@@ -109,7 +109,7 @@ pub trait Device: Send + Sync {
     /// As for [`Device::upload`].
     fn download(&self, block: SlotId, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Takes no more copies, completes those that were not begun with [`TransferError::Down`], and returns
+    /// Takes no more copies, completes those that were not begun with [`Down`](kv_core::job::TransferError::Down), and returns
     /// when the last one is completed: from then on the device does not touch the host memory. Called by a
     /// [sink](kv_core::job::CompletionSink) it returns before that. May be called again.
     fn close(&self);

@@ -37,7 +37,7 @@ struct Node {
     namespace: u16,
     /// Bit per tier: the slot's bytes are complete and may be read.
     ready: u8,
-    /// Saturating count of requests that used the block since it was written to NVMe.
+    /// Saturating count of requests that found the block; halved when NVMe reclaim writes it again.
     heat: u8,
 }
 
@@ -277,7 +277,7 @@ impl PrefixIndex {
         self.node(node).children[tier] == 0
     }
 
-    /// Uses since the block was written to NVMe, saturating at 255.
+    /// How many requests found the block, saturating at 255; halved when NVMe reclaim writes it again.
     #[must_use]
     pub fn heat(&self, node: NodeId) -> u8 {
         self.node(node).heat

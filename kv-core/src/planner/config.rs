@@ -21,7 +21,7 @@ pub struct PlannerConfig {
     pub policy: PolicyKind,
     /// Write budget of the drive; `None` writes whatever may be reused.
     pub nvme_budget: Option<BytesPerDay>,
-    /// Write-backs in flight at most.
+    /// Write-backs in flight at most; at least 1 with a log.
     pub max_write_backs: u32,
 }
 
@@ -40,6 +40,9 @@ pub enum ConfigError {
     /// A segment without records.
     #[error("log.records_per_segment is 0: segments are smaller than one record")]
     EmptySegment,
+    /// Nothing would ever be written.
+    #[error("max_write_backs is 0, so nothing could be written to NVMe: set it to at least 1")]
+    NoWriteBacks,
     /// More slots than 32-bit handles can name.
     #[error("{tier} has {slots} slots; at most {max} can be addressed", max = u32::MAX - 1)]
     TooManySlots {
@@ -51,6 +54,20 @@ pub enum ConfigError {
 }
 
 impl PlannerConfig {
+    /// Host memory alone, with the default policy.
+    #[must_use]
+    pub fn host_only(host_slots: u32) -> Self {
+        Self {
+            hbm_slots: 0,
+            host_slots,
+            log: None,
+            record_bytes: Bytes(0),
+            policy: PolicyKind::default(),
+            nvme_budget: None,
+            max_write_backs: 0,
+        }
+    }
+
     /// Checks what the types cannot say.
     ///
     /// # Errors
@@ -67,6 +84,9 @@ impl PlannerConfig {
         let Some(log) = self.log else { return Ok(()) };
         if self.host_slots == 0 {
             return Err(ConfigError::NvmeWithoutHost);
+        }
+        if self.max_write_backs == 0 {
+            return Err(ConfigError::NoWriteBacks);
         }
         if log.segments < LogShape::MIN_SEGMENTS {
             return Err(ConfigError::TooFewSegments(log.segments));

@@ -425,8 +425,9 @@ impl Planner {
         for (i, step) in steps.iter().enumerate().rev() {
             self.rank(*step, now);
             if i < ready as usize {
-                let heat = self.index.heat(step.node).saturating_add(1);
-                self.index.set_heat(step.node, heat);
+                let heat = self.index.heat(step.node);
+                self.admission.reused(heat);
+                self.index.set_heat(step.node, heat.saturating_add(1));
             }
         }
         self.steps = steps;
@@ -781,6 +782,7 @@ impl Planner {
         self.gone(node, tier, out);
         if self.index.best_tier(node).is_none() {
             self.stats.lost_to_eviction += 1;
+            self.admission.died(self.index.heat(node));
         }
         self.index.release(node);
         self.pool_mut(tier).take_free()

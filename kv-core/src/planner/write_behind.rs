@@ -8,6 +8,7 @@ use crate::ids::{SegmentId, SlotId};
 use crate::index::NodeId;
 use crate::job::{Job, Op, Place, RecordMeta, Urgency};
 use crate::key::BlockKey;
+use crate::policy::Offer;
 use crate::tier::Tier;
 use crate::units::{Generation, Nanos};
 
@@ -81,7 +82,12 @@ impl Planner {
             if !self.host.is_unsettled(slot, node) || self.index.slot(node, Tier::Nvme).is_some() {
                 continue;
             }
-            if self.admission.admit(now, self.config.record_bytes, self.index.heat(node)) {
+            let offer = Offer {
+                bytes: self.config.record_bytes,
+                heat: self.index.heat(node),
+                begun: !self.index.is_leaf(node, Tier::Nvme),
+            };
+            if self.admission.admit(now, offer) {
                 self.write(slot, node, out);
             } else {
                 self.host.settle(slot);
@@ -168,8 +174,7 @@ impl Planner {
             if i < keep && self.index.heat(node) > 0 {
                 self.rescue(slot, node, out);
             } else {
-                self.stats.evictions[Tier::Nvme] += 1;
-                self.drop_record(slot, node, out);
+                self.evict_record(slot, node, out);
             }
         }
         if self.log.as_mut().is_some_and(|log| log.finish_reclaim(segment)) {
@@ -187,8 +192,7 @@ impl Planner {
         }
         // Only a free slot: evicting a host block to save an NVMe one would be a poor trade.
         let (Some(target), Some(log)) = (self.host.take_free(), &mut self.log) else {
-            self.stats.evictions[Tier::Nvme] += 1;
-            self.drop_record(slot, node, out);
+            self.evict_record(slot, node, out);
             return;
         };
         let (source, place) = (log.read(slot), log.place(slot));
@@ -213,8 +217,7 @@ impl Planner {
                 RescueSource::Resident(pin) => self.host.unpin(pin),
             }
             if there {
-                self.stats.evictions[Tier::Nvme] += 1;
-                self.drop_record(from, node, out);
+                self.evict_record(from, node, out);
             }
             return;
         };
@@ -227,6 +230,15 @@ impl Planner {
         let record = self.record(node, place);
         let id = job_id(self.jobs.insert(InFlight::Reinsert { node, key, source, target, from }));
         out.jobs.push(Job { id, op: Op::Write { host, place, record }, urgency: Urgency::WriteBack });
+    }
+
+    /// The record makes room for others.
+    fn evict_record(&mut self, slot: SlotId, node: NodeId, out: &mut Outbox) {
+        self.stats.evictions[Tier::Nvme] += 1;
+        if self.index.best_tier(node) == Some(Tier::Nvme) {
+            self.admission.died(self.index.heat(node));
+        }
+        self.drop_record(slot, node, out);
     }
 
     /// The record is worth nothing any more.

@@ -14,7 +14,7 @@ mod optimal;
 mod s3fifo;
 
 pub use adaptive::Adaptive;
-pub use admission::{BytesPerDay, NvmeAdmission};
+pub use admission::{BytesPerDay, NvmeAdmission, Offer};
 pub use hit_reward::HitReward;
 pub use lru::Lru;
 pub use optimal::Optimum;
