@@ -20,7 +20,7 @@ use super::{Output, Result};
     kvtier bench nvme --dir /mnt/nvme\n  \
     kvtier bench nvme --dir /mnt/nvme --sizes 2MiB --queue-depth 32 --pairs 15\n  \
     kvtier bench nvme --dir /mnt/nvme --log-size 64GiB --seconds 10   a drive with a large cache of its own\n\n\
-    Takes about 4 minutes as it is. Rewrites the files many times: on a fast drive some hundred GB.")]
+    Takes about 3 minutes as it is. Rewrites the files many times: on a fast drive some hundred GB.")]
 pub(crate) struct Args {
     /// Where the files go, in a directory of its own that is removed at the end; by default the current one
     #[arg(long, value_name = "DIR")]

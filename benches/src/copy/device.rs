@@ -29,7 +29,7 @@ pub enum StandInError {
 }
 
 /// A device with a pool of blocks, host slots for as many, and the order in which they are copied.
-pub struct StandIn {
+pub(super) struct StandIn {
     device: HostDevice,
     completions: Completions,
     to_device: Vec<BlockCopy>,
@@ -40,10 +40,7 @@ pub struct StandIn {
 
 impl StandIn {
     /// Blocks with one fragment per layer, each layer in a buffer of its own, as a latent cache (MLA) has them.
-    ///
-    /// # Errors
-    /// [`StandInError`].
-    pub fn new(geometry: Geometry) -> Result<Self, StandInError> {
+    pub(super) fn new(geometry: Geometry) -> Result<Self, StandInError> {
         let Geometry { block, fragment, blocks } = geometry;
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let (layers, dim, blocks) = (narrow(block / fragment), narrow(fragment), narrow(blocks));
@@ -78,20 +75,17 @@ impl StandIn {
     }
 
     /// Host slots to device blocks.
-    pub fn load(&mut self) {
+    pub(super) fn load(&mut self) {
         self.run(Direction::ToDevice);
     }
 
     /// Device blocks to host slots.
-    pub fn store(&mut self) {
+    pub(super) fn store(&mut self) {
         self.run(Direction::ToHost);
     }
 
-    /// Whether every copy so far was made.
-    ///
-    /// # Errors
-    /// The first failure.
-    pub fn finish(self) -> Result<(), StandInError> {
+    /// Whether every copy so far was made; the first failure if not.
+    pub(super) fn finish(self) -> Result<(), StandInError> {
         self.failed.map_or(Ok(()), Err)
     }
 

@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-pub use device::{StandIn, StandInError};
+use device::StandIn;
+pub use device::StandInError;
 
 use crate::report::{Machine, Sample, Table};
 use crate::{ByteSize, SplitMix64};

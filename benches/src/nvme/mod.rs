@@ -26,9 +26,9 @@ use kv_tiers::nvme::{LogConfig, NvmeError, OpenMode};
 use serde::Serialize;
 
 pub use limit::FioError;
-pub use reopen::{Reopen, Reopened, SMALL_PAYLOAD};
+pub use reopen::{Reopen, Reopened};
 pub use scratch::{Scratch, ScratchError};
-pub use summary::{Figure, Summary, TARGET_SHARE};
+pub use summary::{Figure, Summary};
 
 use busy::BusyLog;
 use limit::{Limit, Task};

@@ -15,7 +15,7 @@ use crate::completions::Completions;
 use crate::report::{Machine, Sample};
 
 /// Bytes of a payload: the smallest that fills its pages, since reopening reads indices and no payloads.
-pub const SMALL_PAYLOAD: usize = 4096;
+const SMALL_PAYLOAD: usize = 4096;
 
 /// Seconds for a million records: kvtier's own target.
 const TARGET_SECONDS: f64 = 2.0;

@@ -9,7 +9,7 @@ use crate::ByteSize;
 use crate::report::{Machine, Sample, Table};
 
 /// What the NVMe log must reach: kvtier's own target, for reads and for writes.
-pub const TARGET_SHARE: f64 = 0.94;
+const TARGET_SHARE: f64 = 0.94;
 
 /// One extent, one direction.
 #[derive(Clone, Debug, Serialize)]
