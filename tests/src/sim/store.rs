@@ -55,7 +55,13 @@ impl BadDisk {
     /// Good at first. The same seed and the same operations: the same faults.
     #[must_use]
     pub fn new(inner: Arc<MemStore>, how: Misbehaviour, seed: u64) -> Self {
-        Self { inner, how, mood: AtomicU8::new(Mood::Good as u8), sync_failed: AtomicBool::new(false), rng: Mutex::new(SplitMix64::new(seed)) }
+        Self {
+            inner,
+            how,
+            mood: AtomicU8::new(Mood::Good as u8),
+            sync_failed: AtomicBool::new(false),
+            rng: Mutex::new(SplitMix64::new(seed)),
+        }
     }
 
     /// From now on.
