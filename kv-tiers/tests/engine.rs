@@ -144,6 +144,15 @@ fn blocks_come_back_from_every_tier_and_after_a_restart() {
 }
 
 #[test]
+fn hbm_alone_is_enough() {
+    let runtime = Runtime::new(Engine::open(&config(4, 0, None)).unwrap());
+    runtime.request(&chain(1, 3));
+    assert_eq!(runtime.request(&chain(1, 3))[Tier::Hbm], 3);
+    runtime.engine.audit().unwrap();
+    runtime.engine.shutdown(LONG).unwrap();
+}
+
+#[test]
 fn many_threads_store_load_cancel_and_flush() {
     for hbm in [0, 10] {
         let dir = tempfile::tempdir().unwrap();

@@ -39,12 +39,31 @@ pub(crate) struct Task {
 }
 
 enum Work {
-    Write { place: Place, entry: FooterEntry, slot: Claim },
-    Read { place: Place, expect: RecordIdentity, slot: Claim },
+    Write {
+        place: Place,
+        entry: FooterEntry,
+        slot: Claim,
+    },
+    Read {
+        place: Place,
+        expect: RecordIdentity,
+        slot: Claim,
+    },
     /// `first` are segments to sync: records that were worth keeping were copied there, and must be durable before
     /// their old copies go.
-    Open { segment: SegmentId, generation: Generation, first: Vec<SegmentId>, header: PageBuf, step: u8 },
-    Seal { segment: SegmentId, generation: Generation, footer: PageBuf, step: u8 },
+    Open {
+        segment: SegmentId,
+        generation: Generation,
+        first: Vec<SegmentId>,
+        header: PageBuf,
+        step: u8,
+    },
+    Seal {
+        segment: SegmentId,
+        generation: Generation,
+        footer: PageBuf,
+        step: u8,
+    },
 }
 
 impl Segments {
@@ -119,7 +138,9 @@ impl Task {
             Work::Read { place, .. } => {
                 Io::Read { segment: place.segment, offset: geometry.record(place.index) }
             }
-            Work::Open { ref first, .. } if let Some(segment) = first.last() => Io::Sync { segment: *segment },
+            Work::Open { ref first, .. } if let Some(segment) = first.last() => {
+                Io::Sync { segment: *segment }
+            }
             Work::Open { segment, step: 0, .. } => Io::Write { segment, offset: 0 },
             Work::Open { segment, step: 2, .. } => Io::Write { segment, offset: PAGE as u64 },
             Work::Seal { segment, step: 1, .. } => Io::Write { segment, offset: geometry.footer() },

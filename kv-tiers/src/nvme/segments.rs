@@ -133,7 +133,12 @@ impl Segments {
 
     /// Segments with writes that no sync has covered.
     pub(crate) fn dirty(&self) -> Vec<SegmentId> {
-        (0..).map(SegmentId).zip(&self.table).filter(|(_, life)| life.lock().dirty).map(|(id, _)| id).collect()
+        (0..)
+            .map(SegmentId)
+            .zip(&self.table)
+            .filter(|(_, life)| life.lock().dirty)
+            .map(|(id, _)| id)
+            .collect()
     }
 
     fn life(&self, segment: SegmentId) -> Result<&Mutex<Life>, TransferError> {
