@@ -80,7 +80,17 @@ impl Hand for LogHand {
 
 /// An engine on simulated time whose log is in `store`; and the keys of what it found there.
 fn engine_on(store: Arc<dyn SegmentStore>) -> Result<(Runtime, Vec<BlockKey>), NvmeError> {
-    let config = EngineConfig { block_bytes: 4000, ..config(Path::new(""), 8, 6, 10) };
+    engine_of(store, 8, 6)
+}
+
+/// As [`engine_on`], with a log of so many segments and records.
+fn engine_of(
+    store: Arc<dyn SegmentStore>,
+    segments: u32,
+    records_per_segment: u32,
+) -> Result<(Runtime, Vec<BlockKey>), NvmeError> {
+    let config =
+        EngineConfig { block_bytes: 4000, ..config(Path::new(""), segments, records_per_segment, 10) };
     let log = config.nvme.as_ref().unwrap().log;
     let arena = Arena::new(ArenaConfig::new(config.host_slots, config.block_bytes)).unwrap();
     let mut planner = Planner::new(config.planner()).unwrap();
@@ -186,6 +196,49 @@ fn after_any_single_fault_the_tier_is_used_again() {
         "{operations} operations, 5 faults each: {opened} logs opened in spite of it, {failed} jobs failed"
     );
     assert!(failed > operations, "most faults hit something");
+}
+
+/// After a sync that failed nothing of its segment can be called durable, so the log takes no more records
+/// for it. That must not stop writing for longer than one pause, however large the segment.
+#[test]
+fn a_failed_flush_costs_one_segment_and_no_more() {
+    let until_flush = |store: &Arc<FaultyStore<MemStore>>| {
+        let (runtime, _) = engine_of(store.clone(), 4, 1000).unwrap();
+        serve(&runtime, 0..6);
+        runtime
+    };
+    let store = Arc::new(FaultyStore::new(MemStore::new(), u64::MAX, Fault::Errno(libc::EIO)));
+    let rehearsal = until_flush(&store);
+    let sync = store.operations();
+    shut_down(rehearsal);
+    let store = Arc::new(FaultyStore::new(MemStore::new(), sync, Fault::Errno(libc::EIO)));
+    let runtime = until_flush(&store);
+    assert!(runtime.engine.flush().is_err());
+    let before = runtime.engine.stats();
+    for conversation in 10..16 {
+        serve(&runtime, conversation..conversation + 1);
+        let clock = runtime.engine.clock();
+        clock.advance_to(clock.now() + Nanos::from_millis(1000));
+        runtime.engine.tick();
+    }
+    runtime.engine.quiesce(LONG).unwrap();
+    let after = runtime.engine.stats();
+    assert!(
+        after.failed_writes > before.failed_writes && after.nvme_writes >= before.nvme_writes + 8,
+        "{after:?}"
+    );
+    runtime
+        .engine
+        .flush()
+        .expect_err("what was written before the failure may be gone after a power failure");
+    serve(&runtime, 0..3);
+    assert!(
+        runtime.engine.stats().hits[Tier::Nvme] >= 8,
+        "and is served for now: {:?}",
+        runtime.engine.stats()
+    );
+    runtime.engine.audit().unwrap();
+    shut_down(runtime);
 }
 
 /// The disk dies at operation k. The rest goes on without it, and what it held is there when it is back.
