@@ -16,6 +16,7 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use kv_core::key::BlockKey;
@@ -87,8 +88,7 @@ fn kill_again_and_again(series: Series, kills: u64) -> Shown {
     let mut shown = Shown { logs: 1, ..Shown::default() };
     let mut log = Log::new(series);
     for life in 0..kills {
-        let alive = Duration::from_micros(rng.between(5_000, 120_000));
-        let heard = live_and_die(log.dir.path(), series, life, alive);
+        let heard = live_and_die(log.dir.path(), series, life, &mut rng);
         let (promised, wrote) = acknowledged(&heard);
         shown.kills += 1;
         shown.early += u64::from(!wrote);
@@ -108,8 +108,9 @@ fn kill_again_and_again(series: Series, kills: u64) -> Shown {
     shown
 }
 
-/// Returns what the victim had said when it was killed.
-fn live_and_die(dir: &Path, series: Series, life: u64, alive: Duration) -> Vec<u8> {
+/// Returns what the victim had said when it was killed: one time in four a while after it was started, which
+/// it may have spent opening its log; else a while after its first word.
+fn live_and_die(dir: &Path, series: Series, life: u64, rng: &mut SplitMix64) -> Vec<u8> {
     let mut victim = Command::new(env!("CARGO_BIN_EXE_crash-victim"))
         .arg(dir)
         .args([series.name(), &life.to_string()])
@@ -117,15 +118,22 @@ fn live_and_die(dir: &Path, series: Series, life: u64, alive: Duration) -> Vec<u
         .spawn()
         .unwrap();
     let mut mouth = victim.stdout.take().unwrap();
+    let (first_word, spoken) = mpsc::channel();
     let listener = std::thread::spawn(move || {
-        let mut heard = Vec::new();
-        mouth.read_to_end(&mut heard).map(|_| heard)
+        let mut heard = vec![0];
+        mouth.read_exact(&mut heard).ok()?;
+        first_word.send(()).ok();
+        mouth.read_to_end(&mut heard).ok().map(|_| heard)
     });
-    std::thread::sleep(alive);
+    if !rng.once_in(4) {
+        // Fails at once if the victim dies without a word; its status, below, says why.
+        spoken.recv_timeout(LONG).ok();
+    }
+    std::thread::sleep(Duration::from_micros(rng.between(1_000, 100_000)));
     let killed = victim.kill();
     let status = victim.wait().unwrap();
     assert!(killed.is_ok() && status.signal() == Some(9), "life {life} ended by itself: {status}");
-    listener.join().unwrap().unwrap()
+    listener.join().unwrap().unwrap_or_default()
 }
 
 /// Opens the log after a kill and looks at everything in it. Returns the free segments.
