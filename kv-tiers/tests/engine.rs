@@ -171,6 +171,8 @@ fn many_threads_store_load_cancel_and_flush() {
                 match next(12) {
                     0 => runtime.acquire(&keys, patience).cancel(),
                     1 => runtime.engine.flush().unwrap(),
+                    // Or the hands might not get a turn before the callers are through.
+                    3 => runtime.engine.quiesce(LONG).unwrap(),
                     2 => {
                         assert!(runtime.engine.lookup(runtime.namespace, &keys).blocks as usize <= keys.len())
                     }
