@@ -1,8 +1,12 @@
 //! The real binary: what scripts rely on.
 #![allow(clippy::expect_used, reason = "helpers of tests fail like tests")]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use kvtier_benches::generate::AgentTrace;
 
 use serde_json::Value;
 
@@ -212,4 +216,162 @@ fn a_reader_that_leaves_early_is_no_failure() {
     drop(child.stdout.take());
     let out = child.wait_with_output().expect("it ends");
     assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+}
+
+/// A small trace of agents, written to a file of its own.
+fn trace(folder: &Path) -> String {
+    let agents = AgentTrace { sessions: 6, block_tokens: 256, ..AgentTrace::default() };
+    let line = |request| serde_json::to_string(&request).expect("a request is JSON") + "\n";
+    let path = folder.join("agents.jsonl");
+    std::fs::write(&path, agents.requests().map(|r| line(r.request)).collect::<String>()).expect("written");
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+/// The one object that a successful command prints.
+fn json(args: &[&str]) -> Value {
+    let out = kvtier(args);
+    assert_eq!(out.status.code(), Some(0), "{args:?}: {}", text(&out.stderr));
+    serde_json::from_slice(&out.stdout).expect("one JSON object and nothing else")
+}
+
+#[test]
+fn a_replay_prints_the_same_again_but_for_its_timing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (trace, log) = (trace(folder.path()), folder.path().join("log"));
+    std::fs::create_dir(&log).expect("made");
+    let shape = [
+        "replay",
+        &trace,
+        "--block-tokens",
+        "256",
+        "--hbm",
+        "150",
+        "--host",
+        "300",
+        "--nvme",
+        "600",
+        "--json",
+    ];
+    let real = ["--real", "--dir", log.to_str().expect("UTF-8"), "--block-bytes", "5000", "--seed", "9"];
+    for extra in [&["--virtual"][..], &real, &["--policy", "lru", "--nvme-gb-per-day", "1"]] {
+        let args = [&shape[..], extra].concat();
+        // As text: the order of fields counts too.
+        let printed = || {
+            let out = kvtier(&args);
+            assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+            let line = text(&out.stdout).to_owned();
+            let (before, timing) = line.split_once("\"timing\":").expect("has a timing");
+            let (_, after) = timing.split_once('}').expect("which is an object");
+            format!("{before}{after}")
+        };
+        let first = printed();
+        assert_eq!(first, printed(), "{extra:?}");
+        assert!(!first.contains("seconds"), "what differs is under `timing`: {first}");
+    }
+    let report = json(&[&shape[..], &real].concat());
+    assert_eq!((&report["mismatches"], &report["same_as_virtual"]), (&0.into(), &true.into()));
+    assert!(report["verified_bytes"].as_u64().expect("a count") > 0);
+    let virtual_ = json(&shape);
+    assert_eq!(report["hits_by_tier"], virtual_["hits_by_tier"]);
+    assert_eq!((&virtual_["mode"], &virtual_["verified_bytes"]), (&"virtual".into(), &0.into()));
+}
+
+#[test]
+fn a_malformed_line_is_named_or_skipped() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = trace(folder.path());
+    let good = std::fs::read_to_string(&path).expect("just written");
+    let all = json(&["replay", &path, "--json"]);
+    let (first, rest) = good.split_once('\n').expect("lines");
+    std::fs::write(&path, format!("{first}\n{{\"timestamp\": -1}}\n{rest}nonsense\n")).expect("written");
+
+    let out = kvtier(&["replay", &path, "--json"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(out.stdout.is_empty());
+    let error = text(&out.stderr).lines().last().expect("an error line");
+    assert!(error.starts_with(&format!("kvtier: {path}, line 2: is not a request: ")), "{error}");
+
+    let skipped = json(&["replay", &path, "--skip-bad", "--json"]);
+    assert_eq!((&all["skipped_lines"], &skipped["skipped_lines"]), (&0.into(), &2.into()));
+    assert_eq!((&all["requests"], &all["hit_blocks"]), (&skipped["requests"], &skipped["hit_blocks"]));
+
+    for (args, why) in [
+        (&["replay", "no/such/trace.jsonl"][..], "cannot open trace no/such/trace.jsonl: No such file"),
+        (&["replay", &path, "--skip-bad", "--host", "0"], "give at least one tier some room"),
+        (
+            &["replay", &path, "--skip-bad", "--host", "0", "--hbm", "8", "--nvme", "8"],
+            "set host_slots to at least 1",
+        ),
+        (
+            &["replay", &path, "--skip-bad", "--nvme", "8", "--real", "--dir", "no/such/dir"],
+            "no such directory; make it",
+        ),
+        (&["inspect", "no/such/dir"], "no such directory"),
+        (&["inspect", folder.path().to_str().expect("UTF-8")], "holds no log"),
+    ] {
+        let out = kvtier(args);
+        assert_eq!(out.status.code(), Some(1), "{args:?}");
+        assert!(text(&out.stderr).contains(why), "{args:?}: {}", text(&out.stderr));
+    }
+    for args in [&["replay"][..], &["replay", &path, "--policy", "mru"], &["replay", &path, "--real"]] {
+        assert_eq!(kvtier(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+/// Every file of a folder with its bytes and the time of its last change.
+fn contents(folder: &Path) -> BTreeMap<String, (Vec<u8>, std::time::SystemTime)> {
+    let files = std::fs::read_dir(folder).expect("a folder").map(|entry| {
+        let entry = entry.expect("readable");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let changed = entry.metadata().and_then(|m| m.modified()).expect("known");
+        (name, (std::fs::read(entry.path()).expect("readable"), changed))
+    });
+    files.collect()
+}
+
+#[test]
+fn inspect_shows_what_a_replay_left_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (trace, log) = (trace(folder.path()), folder.path().join("log"));
+    std::fs::create_dir(&log).expect("made");
+    let log = log.to_str().expect("UTF-8");
+    let shape = ["--block-tokens", "256", "--host", "200", "--nvme", "4000", "--block-bytes", "5000"];
+    let report = json(&[&["replay", &trace, "--real", "--dir", log, "--json"], &shape[..]].concat());
+    let before = contents(Path::new(log));
+    let inspection = json(&["inspect", log, "--json"]);
+    let shown = kvtier(&["inspect", log]);
+    assert_eq!(contents(Path::new(log)), before, "looking changes nothing");
+
+    // Large enough for everything: what was written is there. A record is 5000 bytes in two pages and a header.
+    let records = report["nvme_writes_bytes"].as_u64().expect("a count") / (3 * 4096);
+    assert!(records > 100, "{report}");
+    assert_eq!(report["nvme_rewritten_bytes"], 0);
+    assert_eq!((&inspection["records"], &inspection["payload_bytes"]), (&records.into(), &5000.into()));
+    assert_eq!(inspection["damaged"], Value::Array(Vec::new()));
+    let namespaces = inspection["namespaces"].as_object().expect("an object");
+    assert_eq!(namespaces.len(), 1);
+    assert!(namespaces.values().all(|n| n["records"] == records && n["bytes"] == records * 5000));
+    let segments = inspection["segments"].as_array().expect("a list");
+    let sum: u64 = segments.iter().map(|s| s["records"].as_u64().expect("a count")).sum();
+    assert_eq!(sum, records);
+    let shown = text(&shown.stdout);
+    assert!(
+        shown.starts_with(&format!("{records} records of 5000 bytes in {} segments", segments.len())),
+        "{shown}"
+    );
+    assert!(shown.ends_with("No damage.\n"), "{shown}");
+}
+
+#[test]
+fn the_demo_verifies_every_byte_and_cleans_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().to_str().expect("UTF-8");
+    let demo = json(&["demo", "--sessions", "2", "--dir", dir, "--json"]);
+    let replay = &demo["replay"];
+    assert_eq!((&replay["mismatches"], &replay["same_as_virtual"]), (&0.into(), &true.into()));
+    assert!(replay["verified_bytes"].as_u64().expect("a count") > 0 && replay["hit_blocks"] != 0, "{demo}");
+    assert_eq!(std::fs::read_dir(dir).expect("still there").count(), 0, "the log is gone");
+    let out = kvtier(&["demo", "--sessions", "2", "--dir", "no/such/folder"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("choose another with --dir"));
 }

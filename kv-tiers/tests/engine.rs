@@ -144,6 +144,15 @@ fn blocks_come_back_from_every_tier_and_after_a_restart() {
 }
 
 #[test]
+fn hbm_alone_is_enough() {
+    let runtime = Runtime::new(Engine::open(&config(4, 0, None)).unwrap());
+    runtime.request(&chain(1, 3));
+    assert_eq!(runtime.request(&chain(1, 3))[Tier::Hbm], 3);
+    runtime.engine.audit().unwrap();
+    runtime.engine.shutdown(LONG).unwrap();
+}
+
+#[test]
 fn many_threads_store_load_cancel_and_flush() {
     for hbm in [0, 10] {
         let dir = tempfile::tempdir().unwrap();
@@ -162,6 +171,8 @@ fn many_threads_store_load_cancel_and_flush() {
                 match next(12) {
                     0 => runtime.acquire(&keys, patience).cancel(),
                     1 => runtime.engine.flush().unwrap(),
+                    // Or the hands might not get a turn before the callers are through.
+                    3 => runtime.engine.quiesce(LONG).unwrap(),
                     2 => {
                         assert!(runtime.engine.lookup(runtime.namespace, &keys).blocks as usize <= keys.len())
                     }

@@ -79,10 +79,14 @@ impl Rig {
     fn new(config: &EngineConfig, seed: u64) -> Result<Self, ReplayError> {
         let inbox = Arc::new(Inbox::default());
         let in_order = InOrder::new(inbox.clone());
-        let (hands, _) = LocalHands::open(config, in_order.clone())?;
+        let (hands, recovery) = LocalHands::open(config, in_order.clone())?;
         let totals = RealTotals { nvme_how: hands.nvme_how().map(str::to_owned), ..RealTotals::default() };
         let (arena, device) = (hands.arena().clone(), hands.device().cloned());
-        let planner = Planner::new(config.planner())?;
+        let mut planner = Planner::new(config.planner())?;
+        if let Some(found) = recovery {
+            // No records, for the log is fresh; but the generations of its segments go on from an earlier log's.
+            planner.restore(&found.segments, &found.records);
+        }
         let hands = in_order.hand(Arc::new(hands));
         let engine = Engine::assemble(planner, arena, hands, Clock::simulated(), &inbox);
         let block = vec![0; config.block_bytes];

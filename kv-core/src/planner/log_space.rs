@@ -170,6 +170,11 @@ impl LogSpace {
     /// under way will return it.
     pub(super) fn close(&mut self) -> Option<(SegmentId, Generation)> {
         self.reserve = None;
+        self.close_open()
+    }
+
+    /// The open segment takes no more records, full or not. Returned as by [`LogSpace::close`].
+    pub(super) fn close_open(&mut self) -> Option<(SegmentId, Generation)> {
         let id = self.open.take()?;
         let per_segment = self.shape.records_per_segment;
         let segment = self.segment(id);

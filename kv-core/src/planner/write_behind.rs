@@ -70,6 +70,10 @@ impl Planner {
             && let Some(log) = &mut self.log
         {
             log.retry_bad();
+            // It may be this segment alone that cannot be written any more.
+            if let Some((segment, generation)) = log.close_open() {
+                self.seal(segment, generation, out);
+            }
         }
         self.prepare_segment(out);
         if self.to_write.is_empty() {

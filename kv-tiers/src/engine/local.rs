@@ -132,7 +132,8 @@ impl LocalHands {
         if layout_bytes != config.block_bytes {
             return Err(OpenError::BlockBytes { block_bytes: config.block_bytes, layout_bytes });
         }
-        let arena = Arena::new(ArenaConfig::new(config.host_slots, config.block_bytes))?;
+        // An engine without a host tier has an arena all the same, of the least size there is.
+        let arena = Arena::new(ArenaConfig::new(config.host_slots.max(1), config.block_bytes))?;
         let device = match config.hbm {
             Some(pool) => {
                 let device = HostDevice::new(pool, arena.clone(), sink.clone())?;
