@@ -473,3 +473,31 @@ fn another_namespace_or_epoch_sees_nothing() {
     let later = rig.planner.namespace(NamespaceId([1; 16]), fingerprint, Epoch(1)).unwrap();
     assert_eq!(rig.planner.lookup(later, &keys).blocks, 0);
 }
+
+/// Sporadic failures to open segments, never enough in a row to pause the tier, must not use up the log.
+#[test]
+fn segments_that_could_not_be_opened_come_back() {
+    let mut rig = Rig::new(config(0, 4, Some((4, 4)), PolicyKind::Lru));
+    let mut opened = 0;
+    let mut finish_all = |rig: &mut Rig| {
+        while !rig.jobs.is_empty() {
+            let open = matches!(rig.jobs[0].op, Op::OpenSegment { .. });
+            opened += u32::from(open);
+            rig.finish(0, if open && opened.is_multiple_of(2) { How::Io } else { How::Well });
+        }
+        opened
+    };
+    let mut half_time = 0;
+    for round in 0..400_u32 {
+        rig.step(&Step::Acquire { chain: (round % 6) as u8, len: 4, patience: 10_000 });
+        finish_all(&mut rig);
+        rig.step(&Step::Commit { nth: 0, share: 0 });
+        let so_far = finish_all(&mut rig);
+        if round == 200 {
+            half_time = so_far;
+        }
+    }
+    let opened = finish_all(&mut rig) - half_time;
+    assert!(opened > 20, "only {opened} segments were opened in the second half");
+    rig.drain();
+}

@@ -196,10 +196,7 @@ impl Planner {
         result: Result<(), TransferError>,
         out: &mut Outbox,
     ) {
-        self.write_backs -= 1;
-        let slot = target.slot();
-        self.seal_if_full(target, out);
-        self.write_health.note(now, result.is_ok());
+        let slot = self.written(now, target, result, out);
         if result.is_ok() {
             self.stats.nvme_writes += 1;
             self.became_readable(node, Tier::Nvme, out);
@@ -223,10 +220,7 @@ impl Planner {
         result: Result<(), TransferError>,
         out: &mut Outbox,
     ) {
-        self.write_backs -= 1;
-        let slot = target.slot();
-        self.seal_if_full(target, out);
-        self.write_health.note(now, result.is_ok());
+        let slot = self.written(now, target, result, out);
         let still_there = self.is_record(node, key, from);
         if let Some(log) = &mut self.log {
             if result.is_ok() && still_there {
@@ -244,12 +238,23 @@ impl Planner {
         self.emptied(from, out);
     }
 
-    fn seal_if_full(&mut self, written: Writing, out: &mut Outbox) {
+    /// What every write to NVMe ends with: its segment is sealed if that was the last one.
+    fn written(
+        &mut self,
+        now: Nanos,
+        target: Writing,
+        result: Result<(), TransferError>,
+        out: &mut Outbox,
+    ) -> SlotId {
+        let slot = target.slot();
+        self.write_backs -= 1;
+        self.write_health.note(now, result.is_ok());
         if let Some(log) = &mut self.log
-            && let Some((segment, generation)) = log.written(written)
+            && let Some((segment, generation)) = log.written(target)
         {
             self.seal(segment, generation, out);
         }
+        slot
     }
 
     /// True while `slot` is the NVMe record of this very block.

@@ -207,6 +207,10 @@ impl LogSpace {
         let segment = self.segment(id);
         segment.state = SegmentState::Sealed;
         segment.sealed_at = age;
+        // Once a lap, so that one that is bad for good costs one failure in a lap.
+        if age.is_multiple_of(u64::from(self.shape.segments)) {
+            self.retry_bad();
+        }
     }
 
     /// Nothing refers to the record any more.

@@ -169,7 +169,10 @@ impl Planner {
         let index = &self.index;
         let used =
             |log: &LogSpace, id| log.live_records(id).filter(|(_, n)| index.heat(*n) > 0).count() as u32;
-        let Some(segment) = log.reclaim(used) else { return };
+        let Some(segment) = log.reclaim(used) else {
+            log.retry_bad();
+            return;
+        };
         let mut records: Vec<(SlotId, NodeId)> = log.live_records(segment).collect();
         let keep = (log.records_per_segment() / REINSERT_SHARE) as usize;
         // Stable: of equally used records the older, which are nearer to the head of a chain or colder, go.

@@ -100,7 +100,7 @@ impl Lease {
     }
 
     fn host_slot(&self, index: u32, range: Range<u32>, verb: &'static str) -> Result<SlotId, EngineError> {
-        if lock(&self.shared.core).planner.top() != Tier::Host {
+        if self.shared.top != Tier::Host {
             return Err(EngineError::NotInHostMemory);
         }
         let slot = self.slots().get(index as usize).copied();

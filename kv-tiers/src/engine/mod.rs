@@ -118,6 +118,8 @@ impl Core {
 }
 
 pub(crate) struct Shared {
+    /// Where requests read and compute; never changes.
+    top: Tier,
     core: Mutex<Core>,
     /// Signalled when the planner becomes idle and when the ticker should look again.
     changed: Condvar,
@@ -214,9 +216,10 @@ impl Engine {
         clock: Clock,
         inbox: &Inbox,
     ) -> Self {
+        let top = planner.top();
         let core = Core { planner, out: Outbox::default(), tickets: HashMap::new(), events: None };
         let shared =
-            Arc::new(Shared { core: Mutex::new(core), changed: Condvar::new(), hands, arena, clock });
+            Arc::new(Shared { top, core: Mutex::new(core), changed: Condvar::new(), hands, arena, clock });
         let _first_engine_wins = inbox.0.set(Arc::downgrade(&shared));
         Self { shared, ticker: None }
     }
