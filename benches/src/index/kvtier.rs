@@ -16,6 +16,8 @@ pub struct Kvtier {
     free: Vec<SlotId>,
     pins: Vec<u16>,
     matched: Vec<NodeId>,
+    /// The keys to evict next.
+    batch: Vec<BlockKey>,
 }
 
 const TIER: Tier = Tier::Host;
@@ -30,6 +32,7 @@ impl Kvtier {
             free: (0..blocks as u32).rev().map(SlotId).collect(),
             pins: vec![0; blocks],
             matched: Vec::with_capacity(CHAIN),
+            batch: Vec::with_capacity(CHAIN),
         };
         this.register_all(load);
         this
@@ -62,16 +65,21 @@ impl Kvtier {
         pinned
     }
 
-    fn evict(&mut self, key: BlockKey) -> Option<()> {
-        let node = self.index.get(key)?;
-        let slot = self.index.slot(node, TIER)?;
-        if self.pins[slot.0 as usize] != 0 || !self.index.is_leaf(node, TIER) {
-            return None;
+    /// Finds the nodes of a batch first: a pool knows them from its slots, and a list of keys does not.
+    fn evict(&mut self, batch: &[BlockKey]) -> usize {
+        self.lookup(batch);
+        let mut evicted = 0;
+        for node in &self.matched {
+            let Some(slot) = self.index.slot(*node, TIER) else { break };
+            if self.pins[slot.0 as usize] != 0 || !self.index.is_leaf(*node, TIER) {
+                break;
+            }
+            self.index.displace(*node, TIER);
+            self.index.release(*node);
+            self.free.push(slot);
+            evicted += 1;
         }
-        self.index.displace(node, TIER);
-        self.index.release(node);
-        self.free.push(slot);
-        Some(())
+        evicted
     }
 
     fn register_all(&mut self, load: &Workload) -> usize {
@@ -109,7 +117,21 @@ impl Contender for Kvtier {
                     self.pin_and_unpin()
                 })
                 .sum(),
-            Operation::Evict => load.leaves_first().filter_map(|key| self.evict(key)).count(),
+            Operation::Evict => {
+                let mut batch = std::mem::take(&mut self.batch);
+                let mut keys = load.leaves_first();
+                let mut evicted = 0;
+                loop {
+                    batch.clear();
+                    batch.extend(keys.by_ref().take(CHAIN));
+                    if batch.is_empty() {
+                        break;
+                    }
+                    evicted += self.evict(&batch);
+                }
+                self.batch = batch;
+                evicted
+            }
             Operation::Register => self.register_all(load),
         })
     }

@@ -9,6 +9,7 @@ mod table;
 use crate::ids::SlotId;
 use crate::key::BlockKey;
 use crate::tier::{PerTier, Tier};
+use std::hint::black_box;
 use table::KeyTable;
 
 /// Handle of a node. Valid until the node is released; handles are reused.
@@ -20,8 +21,11 @@ pub struct NodeId(pub(crate) u32);
 pub struct NamespaceIndex(pub(crate) u16);
 
 const NONE: u32 = u32::MAX;
-/// Keys whose cache misses are overlapped in one go.
-const GROUP: usize = 16;
+/// Keys whose cache misses are overlapped in one go: the more the better, up to what the first-level cache
+/// holds (64 buckets and 64 nodes are 8 KiB)...
+const GROUP: usize = 64;
+/// ...but fewer at the head of a chain, so that one that is not there, or lies in a row, costs little.
+const FIRST_GROUP: usize = 16;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -73,32 +77,64 @@ impl PrefixIndex {
         self.nodes.capacity() * size_of::<Node>() + self.free.capacity() * 4 + self.table.heap_bytes()
     }
 
-    /// Appends the nodes of the longest readable prefix of `keys` to `out` and returns its length.
+    /// Appends the nodes of the longest readable prefix of `keys` to `out` and returns its length. That one
+    /// key continues the chain of the key before it is the caller's affair.
     ///
-    /// Works in groups: first all hash buckets of a group, then all its nodes, so that the cache misses
-    /// of one group overlap instead of adding up.
+    /// All its time goes into waiting for memory, so it works in groups: it asks for the hash buckets of a
+    /// whole group, then for its nodes, and only then compares, so that the cache misses of a group overlap
+    /// instead of adding up. A chain that was stored in one go mostly lies in a row of nodes; once a group
+    /// ends in such a row, the next nodes need no hash bucket.
     #[inline]
     pub fn match_prefix(&self, keys: &[BlockKey], out: &mut Vec<NodeId>) -> usize {
         let before = out.len();
-        for group in keys.chunks(GROUP) {
-            let mut guesses = [NONE; GROUP];
-            for (guess, key) in guesses.iter_mut().zip(group) {
-                if let Some(node) = self.table.guess(*key) {
-                    *guess = node.0;
-                }
+        let (mut rest, mut length) = (keys, FIRST_GROUP);
+        while !rest.is_empty() {
+            let (group, others) = rest.split_at(rest.len().min(length));
+            if !self.match_group(group, out) {
+                break;
             }
-            for (guess, key) in guesses.iter().zip(group) {
-                let node = match self.nodes.get(*guess as usize) {
-                    Some(node) if node.key == *key && node.ready != 0 => NodeId(*guess),
-                    _ => match self.get(*key) {
-                        Some(node) if self.node(node).ready != 0 => node,
-                        _ => return out.len() - before,
-                    },
-                };
-                out.push(node);
-            }
+            rest = &others[self.match_row(others, out)..];
+            length = GROUP;
         }
         out.len() - before
+    }
+
+    /// Appends what is readable of the group; true if that is all of it.
+    #[inline]
+    fn match_group(&self, group: &[BlockKey], out: &mut Vec<NodeId>) -> bool {
+        let start = out.len();
+        // A load that nothing waits for is as good as a prefetch.
+        black_box(group.iter().fold(0, |sum, key| sum | self.table.touch(*key)));
+        out.extend(group.iter().map(|key| self.table.guess(*key).unwrap_or(NodeId(NONE))));
+        let guesses = &mut out[start..];
+        for (at, (guess, key)) in guesses.iter_mut().zip(group).enumerate() {
+            let right = |node: &Node| node.key == *key && node.ready != 0;
+            if self.nodes.get(guess.0 as usize).is_some_and(right) {
+                continue;
+            }
+            match self.get(*key).filter(|node| self.node(*node).ready != 0) {
+                Some(node) => *guess = node,
+                None => {
+                    out.truncate(start + at);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// If the last two nodes of `out` are neighbours, goes on from neighbour to neighbour for as long as they
+    /// have the keys that are looked for. Returns how many it found.
+    #[inline]
+    fn match_row(&self, keys: &[BlockKey], out: &mut Vec<NodeId>) -> usize {
+        let [.., NodeId(before), NodeId(last)] = out[..] else { return 0 };
+        if before.checked_add(1) != Some(last) {
+            return 0;
+        }
+        let row = self.nodes[last as usize + 1..].iter().zip(keys);
+        let length = row.take_while(|(node, key)| node.key == **key && node.ready != 0).count();
+        out.extend((last + 1..).take(length).map(NodeId));
+        length
     }
 
     /// The node of `key`.
@@ -181,7 +217,7 @@ impl PrefixIndex {
                 return;
             }
             self.table.remove(n.key, NodeId(at));
-            // A freed node must match no key: `guess` reads nodes without asking whether they live.
+            // A freed node must match no key: look-ups read nodes without asking whether they live.
             self.nodes[at as usize].key = BlockKey::ROOT;
             self.nodes[at as usize].ready = 0;
             self.free.push(at);
@@ -300,6 +336,7 @@ impl PrefixIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const NS: NamespaceIndex = NamespaceIndex(0);
 
@@ -346,6 +383,46 @@ mod tests {
         out.clear();
         assert_eq!(index.match_prefix(&keys, &mut out), 100);
         assert_eq!(index.best_tier(nodes[40]), Some(Tier::Nvme));
+    }
+
+    proptest! {
+        /// Chains come and go, whole or from some block on, so that the nodes of later ones lie in rows, in
+        /// parts of rows and anywhere.
+        #[test]
+        fn matches_like_a_list_of_what_is_ready(
+            steps in prop::collection::vec((0..4_u64, any::<bool>(), 0..150_usize), 1..40),
+        ) {
+            let mut index = PrefixIndex::with_capacity(1);
+            let mut resident = [0_usize; 4];
+            let key_at = |chain: u64, depth: usize| key(chain * 1000 + depth as u64);
+            for (at, store, length) in steps {
+                let held = &mut resident[at as usize];
+                if store {
+                    let mut parent = None;
+                    for depth in 0..length.max(*held) {
+                        let node = index.ensure(key_at(at, depth), parent, depth as u32, NS).unwrap();
+                        index.place(node, Tier::Host, SlotId(depth as u32));
+                        index.set_ready(node, Tier::Host);
+                        parent = Some(node);
+                    }
+                    *held = length.max(*held);
+                } else {
+                    for depth in (length..*held).rev() {
+                        let node = index.get(key_at(at, depth)).unwrap();
+                        index.displace(node, Tier::Host);
+                        index.release(node);
+                    }
+                    *held = length.min(*held);
+                }
+                for chain in 0..4 {
+                    let keys: Vec<_> = (0..160).map(|depth| key_at(chain, depth)).collect();
+                    let mut found = vec![NodeId(0)];
+                    prop_assert_eq!(index.match_prefix(&keys, &mut found), resident[chain as usize]);
+                    let found: Vec<_> = found[1..].iter().map(|node| index.key(*node)).collect();
+                    prop_assert_eq!(&found, &keys[..resident[chain as usize]]);
+                }
+            }
+        }
     }
 
     #[test]

@@ -326,6 +326,7 @@ impl Planner {
             block.found = Some(tier);
             block.held = Held::Found(source);
         }
+        self.make_room_for(&blocks, now, out);
         let (mut matched, mut pending) = (0, 0);
         for (block, node) in blocks.iter_mut().zip(&nodes) {
             let Held::Found(source) = block.held.take() else { break };
@@ -519,6 +520,22 @@ impl Planner {
         }
     }
 
+    /// Makes room for all that the blocks of a request will need, once those that were found are pinned.
+    fn make_room_for(&mut self, blocks: &[RequestBlock], now: Nanos, out: &mut Outbox) {
+        let (mut there, mut reads) = (0, 0);
+        for block in blocks {
+            match block.held {
+                Held::Found(Source::Top(_) | Source::OnItsWay) => there += 1,
+                Held::Found(Source::Nvme(_)) => reads += 1,
+                _ => {}
+            }
+        }
+        self.make_room(self.top, blocks.len() - there, now, out);
+        if self.top == Tier::Hbm {
+            self.make_room(Tier::Host, reads.min(self.hbm.free_slots() as usize), now, out);
+        }
+    }
+
     /// Starts what is needed to have the block in the top tier. `None` when there is no room for it.
     fn bring(
         &mut self,
@@ -689,6 +706,8 @@ impl Planner {
                 pins.extend(self.host.pin(slot));
             }
         }
+        let absent = steps.iter().filter(|step| self.index.slot(step.node, Tier::Host).is_none()).count();
+        self.make_room(Tier::Host, absent, now, out);
         for step in steps.iter_mut() {
             let node = step.node;
             if self.index.slot(node, Tier::Host).is_some() {
@@ -772,20 +791,29 @@ impl Planner {
 
     /// A free slot of HBM or host RAM, after evicting a block if need be.
     fn allocate(&mut self, tier: Tier, now: Nanos, out: &mut Outbox) -> Option<Private> {
-        let pool = if tier == Tier::Hbm { &mut self.hbm } else { &mut self.host };
-        if let Some(private) = pool.take_free() {
-            return Some(private);
-        }
-        let (slot, node) = pool.victim(&self.index, now)?;
-        pool.evict(slot);
-        self.stats.evictions[tier] += 1;
-        self.gone(node, tier, out);
-        if self.index.best_tier(node).is_none() {
-            self.stats.lost_to_eviction += 1;
-            self.admission.died(self.index.heat(node));
-        }
-        self.index.release(node);
+        self.make_room(tier, 1, now, out);
         self.pool_mut(tier).take_free()
+    }
+
+    /// Evicts until `slots` slots of HBM or host RAM are free, or nothing may leave any more. Whoever needs many
+    /// asks for all at once.
+    fn make_room(&mut self, tier: Tier, slots: usize, now: Nanos, out: &mut Outbox) {
+        let Self { hbm, host, index, stats, admission, .. } = self;
+        let pool = if tier == Tier::Hbm { hbm } else { host };
+        let missing = slots.saturating_sub(pool.free_slots() as usize);
+        if missing == 0 {
+            return;
+        }
+        pool.evict(now, missing, index, &mut |index, node| {
+            out.events.push(Event::Removed { tier, key: index.key(node) });
+            index.displace(node, tier);
+            stats.evictions[tier] += 1;
+            if index.best_tier(node).is_none() {
+                stats.lost_to_eviction += 1;
+                admission.died(index.heat(node));
+            }
+            index.release(node);
+        });
     }
 
     fn became_readable(&mut self, node: NodeId, tier: Tier, out: &mut Outbox) {

@@ -65,6 +65,10 @@ struct Slot {
     settled: bool,
 }
 
+impl Slot {
+    const FREE: Self = Self { state: State::Free, node: None, settled: false };
+}
+
 pub(super) struct SlotPool {
     tier: Tier,
     slots: Vec<Slot>,
@@ -76,10 +80,9 @@ pub(super) struct SlotPool {
 
 impl SlotPool {
     pub(super) fn new(tier: Tier, capacity: u32, policy: Box<dyn EvictionPolicy>) -> Self {
-        let empty = Slot { state: State::Free, node: None, settled: false };
         Self {
             tier,
-            slots: vec![empty; capacity as usize],
+            slots: vec![Slot::FREE; capacity as usize],
             free: (0..capacity).rev().collect(),
             policy,
             touches: 0,
@@ -121,20 +124,28 @@ impl SlotPool {
         Some(Private(slot))
     }
 
-    /// The slot that should leave next, if any may leave.
-    pub(super) fn victim(&mut self, index: &PrefixIndex, now: Nanos) -> Option<(SlotId, NodeId)> {
-        let (slots, tier) = (&self.slots, self.tier);
-        let slot = self.policy.victim(now, &mut |slot| {
-            let s = &slots[slot.0 as usize];
-            matches!(s.state, State::Ready { pins: 0 }) && s.node.is_some_and(|n| index.is_leaf(n, tier))
-        })?;
-        self.node(slot).map(|node| (slot, node))
-    }
-
-    /// Takes an unpinned ready slot away from its node. The caller displaces the node in the index.
-    pub(super) fn evict(&mut self, slot: SlotId) {
-        self.policy.remove(slot);
-        self.free_slot(slot);
+    /// Frees up to `many` slots: of ready, unpinned leaves those that should leave next. `left` takes each block
+    /// out of the index.
+    pub(super) fn evict(
+        &mut self,
+        now: Nanos,
+        many: usize,
+        index: &mut PrefixIndex,
+        left: &mut dyn FnMut(&mut PrefixIndex, NodeId),
+    ) {
+        let Self { tier, slots, free, policy, .. } = self;
+        policy.evict(now, many, &mut |slot| {
+            let held = &mut slots[slot.0 as usize];
+            match held.node {
+                Some(node) if held.state == State::Ready { pins: 0 } && index.is_leaf(node, *tier) => {
+                    *held = Slot::FREE;
+                    free.push(slot.0);
+                    left(index, node);
+                    true
+                }
+                _ => false,
+            }
+        });
     }
 
     pub(super) fn give_back(&mut self, private: Private) {
@@ -148,7 +159,7 @@ impl SlotPool {
     }
 
     fn free_slot(&mut self, slot: SlotId) {
-        *self.slot(slot) = Slot { state: State::Free, node: None, settled: false };
+        *self.slot(slot) = Slot::FREE;
         self.free.push(slot.0);
     }
 

@@ -61,6 +61,12 @@ impl List {
         self.len -= 1;
     }
 
+    /// The slot behind `slot`, which must be in a list.
+    pub(super) fn after(links: &Links, slot: SlotId) -> Option<SlotId> {
+        let next = links.next[slot.0 as usize];
+        (next != NIL).then_some(SlotId(next))
+    }
+
     /// Slots from the front.
     pub(super) fn iter<'a>(&self, links: &'a Links) -> impl Iterator<Item = SlotId> + use<'a> {
         let mut at = self.front;

@@ -8,8 +8,8 @@ use super::{EvictionPolicy, PolicyKind, Touch};
 use crate::ids::SlotId;
 use crate::units::Nanos;
 
-/// Evicts the block whose last use is longest ago. Every operation is O(1), a victim O(pinned blocks that
-/// are colder than it).
+/// Evicts the block whose last use is longest ago. Every operation is O(1), a search for victims O(blocks that
+/// are refused and colder than the last of them).
 pub struct Lru {
     links: Links,
     order: List,
@@ -50,6 +50,25 @@ impl EvictionPolicy for Lru {
 
     fn victim(&mut self, _: Nanos, evictable: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId> {
         self.order.iter(&self.links).find(|slot| evictable(*slot))
+    }
+
+    fn evict(&mut self, _: Nanos, many: usize, take: &mut dyn FnMut(SlotId) -> bool) -> usize {
+        let (mut taken, mut before) = (0, usize::MAX);
+        // A second pass only if to take some has made others acceptable: parents colder than their children.
+        while taken < many && taken != before {
+            before = taken;
+            let mut at = self.order.front();
+            while taken < many
+                && let Some(slot) = at
+            {
+                at = List::after(&self.links, slot);
+                if take(slot) {
+                    self.remove(slot);
+                    taken += 1;
+                }
+            }
+        }
+        taken
     }
 
     fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool) {

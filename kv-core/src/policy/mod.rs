@@ -57,6 +57,19 @@ pub trait EvictionPolicy: Send {
     /// The block that is worth least among those for which `evictable` holds; `None` only if it holds for
     /// none. It stays resident until the planner calls [`EvictionPolicy::remove`].
     fn victim(&mut self, now: Nanos, evictable: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId>;
+    /// Offers resident blocks to `take`, those worth least first, until it has taken `many` or refuses all that
+    /// are left. What it takes is no longer resident. To take one may make it accept others: a parent becomes
+    /// a leaf. Returns how many it took.
+    ///
+    /// One call for many victims lets a policy go over the blocks that are refused (a long chain that is pinned
+    /// by the very request that needs the room, say) once and not once per victim.
+    fn evict(&mut self, now: Nanos, many: usize, take: &mut dyn FnMut(SlotId) -> bool) -> usize {
+        for taken in 0..many {
+            let Some(slot) = self.victim(now, take) else { return taken };
+            self.remove(slot);
+        }
+        many
+    }
     /// Visits resident blocks, least valuable first, until `visit` returns `false`. Used for write-behind,
     /// so an approximate order is enough.
     fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool);

@@ -112,6 +112,46 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
+    fn many_victims_at_once_are_those_that_may_leave(
+        steps in prop::collection::vec(step(), 1..80),
+        mask in any::<u64>(),
+        many in 0..BLOCKS as usize,
+    ) {
+        for kind in PolicyKind::ALL {
+            let mut policy = build(kind, BLOCKS as usize);
+            let mut resident = Vec::new();
+            drive(policy.as_mut(), &steps, |_, _| Ok(()), |_, now| {
+                resident = now.to_vec();
+                Ok(())
+            })?;
+            // A leaf may leave unless the mask pins it; its parent may once its children are gone.
+            let before = resident.clone();
+            let mut gone = Vec::new();
+            let taken = policy.evict(Nanos(99), many, &mut |slot| {
+                let leaf = !resident.iter().any(|b| *b != slot.0 && *b / 2 == slot.0);
+                let may = leaf && mask & (1 << slot.0) == 0;
+                if may {
+                    resident.retain(|b| *b != slot.0);
+                    gone.push(slot.0);
+                }
+                may
+            });
+            prop_assert_eq!(taken, gone.len());
+            let leaf = |b: &u32| !resident.iter().any(|c| c != b && c / 2 == *b) && mask & (1 << b) == 0;
+            prop_assert!(taken == many || !resident.iter().any(leaf), "{kind} left some that may leave");
+            if kind == PolicyKind::Lru && mask == 0 && taken > 0 {
+                let first = before.iter().find(|b| !before.iter().any(|c| c != *b && c / 2 == **b));
+                prop_assert_eq!(gone.first(), first);
+            }
+            let mut left = Vec::new();
+            policy.coldest(&mut |slot| { left.push(slot.0); true });
+            left.sort_unstable();
+            resident.sort_unstable();
+            prop_assert_eq!(left, resident, "{}", kind);
+        }
+    }
+
+    #[test]
     fn victims_are_evictable_and_every_resident_block_is_ranked_once(
         steps in prop::collection::vec(step(), 1..80),
     ) {

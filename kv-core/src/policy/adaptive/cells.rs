@@ -128,11 +128,44 @@ impl Cells {
         }
     }
 
-    /// A block of the least worth among those that `wanted` accepts.
-    ///
-    /// Asks one block per cell first. Most refused blocks have a descendant in a better cell; they go to the
-    /// back of their own, where they do not stand in the way of the next search.
+    /// A block of the least worth among those that `wanted` accepts; approximately, if the cell has others.
     pub(super) fn find(&mut self, wanted: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId> {
+        self.find_in_front(wanted).or_else(|| self.ascending().find(|slot| wanted(*slot)))
+    }
+
+    /// Takes out up to `many` blocks that `take` accepts and returns how many: as [`Cells::find`] for each, but
+    /// once the fronts are all refused goes over the rest a single time for all.
+    pub(super) fn evict(&mut self, many: usize, take: &mut dyn FnMut(SlotId) -> bool) -> usize {
+        let mut taken = 0;
+        while taken < many
+            && let Some(slot) = self.find_in_front(take)
+        {
+            self.remove(slot);
+            taken += 1;
+        }
+        // A second pass only if to take some has made others acceptable.
+        let mut before = usize::MAX;
+        while taken < many && taken != before {
+            before = taken;
+            for rank in 0..CELLS {
+                let mut at = self.lists[cell_of(self.order[rank])].front();
+                while taken < many
+                    && let Some(slot) = at
+                {
+                    at = List::after(&self.links, slot);
+                    if take(slot) {
+                        self.remove(slot);
+                        taken += 1;
+                    }
+                }
+            }
+        }
+        taken
+    }
+
+    /// Asks one block per cell. Most refused blocks have a descendant in a better cell; they go to the back of
+    /// their own, where they do not stand in the way of the next search.
+    fn find_in_front(&mut self, wanted: &mut dyn FnMut(SlotId) -> bool) -> Option<SlotId> {
         for word in 0..self.occupied.len() {
             for rank in ranks(word, self.occupied[word]) {
                 let list = &mut self.lists[cell_of(self.order[rank])];
@@ -144,7 +177,7 @@ impl Cells {
                 list.push_back(&mut self.links, slot);
             }
         }
-        self.ascending().find(|slot| wanted(*slot))
+        None
     }
 
     /// Every block, least worth first.

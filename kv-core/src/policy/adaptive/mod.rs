@@ -182,6 +182,11 @@ impl EvictionPolicy for Adaptive {
         self.cells.find(evictable)
     }
 
+    fn evict(&mut self, _: Nanos, many: usize, take: &mut dyn FnMut(SlotId) -> bool) -> usize {
+        self.settle();
+        self.cells.evict(many, take)
+    }
+
     fn coldest(&self, visit: &mut dyn FnMut(SlotId) -> bool) {
         self.cells.ascending().chain(self.pending.iter().map(|block| block.slot)).all(visit);
     }
