@@ -141,6 +141,10 @@ pub enum TransferError {
     /// The destination is full.
     #[error("no space left")]
     NoSpace,
+    /// The hand broke down while the transfer was under way. Whatever runs it may still write to the
+    /// destination, which is therefore never used again.
+    #[error("broke down under way: the destination is given up")]
+    InDoubt,
     /// The tier or device is closed or marked down.
     #[error("the tier is down")]
     Down,

@@ -13,7 +13,7 @@ use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
 use kv_core::units::{Bytes, Epoch, Generation, Nanos};
 use proptest::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What a slot or record holds; `GARBAGE` while somebody is writing to it.
 type Content = u128;
@@ -58,10 +58,12 @@ enum How {
     Io,
     Refused,
     NoSpace,
+    /// Failed, and what is at the destination changes at any later time.
+    InDoubt,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let how = prop_oneof![40 => Just(How::Well), 1 => Just(How::Io), 1 => Just(How::Refused), 1 => Just(How::NoSpace)];
+    let how = prop_oneof![40 => Just(How::Well), 1 => Just(How::Io), 1 => Just(How::Refused), 1 => Just(How::NoSpace), 1 => Just(How::InDoubt)];
     let step = prop_oneof![
         8 => (0..6u8, 1..12u8, 0..50u16).prop_map(|(chain, len, patience)| Step::Acquire { chain, len, patience }),
         9 => (any::<u8>(), any::<u8>()).prop_map(|(nth, share)| Step::Commit { nth, share }),
@@ -98,6 +100,17 @@ struct World {
     /// By segment and index: generation, content, and the record that was written.
     nvme: HashMap<(u32, u32), (Generation, Content, RecoveredRecord)>,
     opened: HashMap<u32, Generation>,
+    /// Must not be used again.
+    in_doubt: HashSet<(Tier, SlotId)>,
+}
+
+/// The slot that a job writes to.
+fn destination(op: &Op) -> Option<(Tier, SlotId)> {
+    match *op {
+        Op::Offload { host, .. } | Op::Read { host, .. } => Some((Tier::Host, host)),
+        Op::Onboard { hbm, .. } => Some((Tier::Hbm, hbm)),
+        _ => None,
+    }
 }
 
 struct Open {
@@ -144,6 +157,7 @@ impl Rig {
     /// Starts the jobs and takes the replies of the outbox.
     fn settle(&mut self) {
         for job in std::mem::take(&mut self.out.jobs) {
+            assert!(destination(&job.op).is_none_or(|to| !self.world.in_doubt.contains(&to)), "{job:?}");
             match job.op {
                 Op::Offload { host, .. } | Op::Read { host, .. } => {
                     self.world.host.insert(host, GARBAGE);
@@ -177,6 +191,7 @@ impl Rig {
             let keys = self.open[at].keys.clone();
             for (i, key) in keys.iter().enumerate().take(reply.granted as usize) {
                 let slot = slots[i].expect("a granted block of an answered request has a slot");
+                assert!(!self.world.in_doubt.contains(&(self.planner.top(), slot)));
                 if i < reply.ready as usize {
                     assert_eq!(self.top()[&slot], content(*key), "block {i} is not what was stored");
                 } else {
@@ -197,6 +212,10 @@ impl Rig {
             How::Io => Err(TransferError::Io(5)),
             How::Refused => Err(TransferError::Refused(kv_core::Mismatch::Checksum)),
             How::NoSpace => Err(TransferError::NoSpace),
+            How::InDoubt => {
+                self.world.in_doubt.extend(destination(&job.op));
+                Err(TransferError::InDoubt)
+            }
         };
         self.done.push(job.id);
         self.planner.complete(self.now, job.id, result, &mut self.out);

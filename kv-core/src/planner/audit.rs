@@ -21,7 +21,8 @@ impl Planner {
     fn audit_pool(&self, tier: Tier) -> Result<(), String> {
         let pool = self.pool(tier);
         let census = pool.census();
-        let mut expected = Census { free: pool.free_slots(), ..Census::default() };
+        let given_up = census.given_up;
+        let mut expected = Census { free: pool.free_slots(), given_up, ..Census::default() };
         if tier == self.top {
             for block in self.requests.values().flat_map(|r| &r.blocks) {
                 match block.held {
@@ -51,7 +52,7 @@ impl Planner {
             expected.filling += filling;
             expected.private += private;
         }
-        expected.ready = pool.capacity() - expected.free - expected.private - expected.filling;
+        expected.ready = pool.capacity() - expected.free - expected.private - expected.filling - given_up;
         if census != expected {
             return Err(format!("{tier}: slots are {census:?}, holders account for {expected:?}"));
         }

@@ -39,7 +39,7 @@ impl Planner {
                 self.host.unpin(source);
                 self.stats.onboards += u64::from(result.is_ok());
                 self.count_load_failure(result);
-                self.arrived(now, Tier::Hbm, node, target, waiters, result.is_ok(), out);
+                self.arrived(now, Tier::Hbm, node, target, waiters, result, out);
             }
             InFlight::Read { node, source, target, onward, waiters } => {
                 self.read_ended(now, node, source, target, onward, waiters, result, out);
@@ -48,7 +48,7 @@ impl Planner {
                 self.hbm.unpin(source);
                 self.stats.offloads += u64::from(result.is_ok());
                 self.stats.failed_writes += u64::from(result.is_err());
-                self.arrived(now, Tier::Host, node, target, Waiters::default(), result.is_ok(), out);
+                self.arrived(now, Tier::Host, node, target, Waiters::default(), result, out);
             }
             InFlight::Write { node, source, target } => {
                 if result.is_ok() {
@@ -60,12 +60,14 @@ impl Planner {
             InFlight::Rescue { node, key, source, target } => {
                 let from = source.slot();
                 self.end_reading(source);
-                if result.is_ok() {
-                    self.reinsert(node, key, from, RescueSource::Staged(target), out);
-                } else {
-                    self.host.give_back(target);
-                    self.count_load_failure(result);
-                    self.drop_if_there(node, key, from, out);
+                match result {
+                    Ok(()) => self.reinsert(node, key, from, RescueSource::Staged(target), out),
+                    Err(error) => {
+                        self.stats.given_up_slots += u64::from(error == TransferError::InDoubt);
+                        self.host.failed(target, error);
+                        self.count_load_failure(result);
+                        self.drop_if_there(node, key, from, out);
+                    }
                 }
                 self.emptied(from, out);
             }
@@ -109,11 +111,12 @@ impl Planner {
         node: NodeId,
         target: Filling,
         waiters: Waiters,
-        ok: bool,
+        result: Result<(), TransferError>,
         out: &mut Outbox,
     ) {
-        if !ok {
-            self.pool_mut(tier).abandon(target);
+        if let Err(error) = result {
+            self.stats.given_up_slots += u64::from(error == TransferError::InDoubt);
+            self.pool_mut(tier).abandon(target, error);
             self.gone(node, tier, out);
             self.notify(now, node, None, waiters, out);
             self.index.release(node);
@@ -168,20 +171,21 @@ impl Planner {
                 self.became_readable(node, Tier::Host, out);
                 self.onboard(node, pin, hbm, waiters, Urgency::Demand, out);
             }
-            (Ok(()), None) => self.arrived(now, Tier::Host, node, target, waiters, true, out),
+            (Ok(()), None) => self.arrived(now, Tier::Host, node, target, waiters, result, out),
             (Err(error), onward) => {
                 // A record that cannot be read once is not worth a second surprise.
-                if error != TransferError::Down {
+                if !matches!(error, TransferError::Down | TransferError::InDoubt) {
                     let key = self.index.key(node);
                     self.drop_if_there(node, key, from, out);
                 }
                 match onward {
                     // Host first: the HBM slot keeps the node alive meanwhile.
                     Some(hbm) => {
-                        self.arrived(now, Tier::Host, node, target, Waiters::default(), false, out);
-                        self.arrived(now, Tier::Hbm, node, hbm, waiters, false, out);
+                        self.arrived(now, Tier::Host, node, target, Waiters::default(), result, out);
+                        // Nothing was on its way to HBM yet.
+                        self.arrived(now, Tier::Hbm, node, hbm, waiters, Err(TransferError::Down), out);
                     }
-                    None => self.arrived(now, Tier::Host, node, target, waiters, false, out),
+                    None => self.arrived(now, Tier::Host, node, target, waiters, result, out),
                 }
             }
         }

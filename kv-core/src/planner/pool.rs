@@ -7,12 +7,15 @@
 //!    └───────────────────┴────────────────────────────────┴─────────────────────────┘
 //! ```
 //!
+//! A slot whose transfer was left in doubt is `GivenUp`, for ever: late bytes must not hit another block.
+//!
 //! `Private`, `Filling` and pins are move-only tokens: a slot in such a state has exactly one holder, and
 //! only that holder can move it on. A slot that is bound to a node is known to the eviction policy; it can
 //! be chosen only while `Ready`, unpinned and a leaf.
 
 use crate::ids::{JobId, SlotId};
 use crate::index::{NodeId, PrefixIndex};
+use crate::job::TransferError;
 use crate::policy::{EvictionPolicy, Touch};
 use crate::tier::Tier;
 use crate::units::Nanos;
@@ -53,7 +56,11 @@ enum State {
     Free,
     Private,
     Filling(Option<JobId>),
-    Ready { pins: u32 },
+    Ready {
+        pins: u32,
+    },
+    /// Somebody beyond our control may still write to it.
+    GivenUp,
 }
 
 #[derive(Clone, Copy)]
@@ -153,9 +160,18 @@ impl SlotPool {
     }
 
     /// The bytes will not come. The caller displaces the node in the index.
-    pub(super) fn abandon(&mut self, filling: Filling) {
+    pub(super) fn abandon(&mut self, filling: Filling, error: TransferError) {
         self.policy.remove(filling.0);
-        self.free_slot(filling.0);
+        self.failed(Private(filling.0), error);
+    }
+
+    /// A transfer into the slot failed: it is free again, unless that is in doubt.
+    pub(super) fn failed(&mut self, private: Private, error: TransferError) {
+        if error == TransferError::InDoubt {
+            *self.slot(private.0) = Slot { state: State::GivenUp, ..Slot::FREE };
+        } else {
+            self.free_slot(private.0);
+        }
     }
 
     fn free_slot(&mut self, slot: SlotId) {
@@ -252,7 +268,7 @@ impl SlotPool {
         enough
     }
 
-    /// Sum of all pins and number of slots in each of the four states, for the audit.
+    /// Sum of all pins and number of slots in each state, for the audit.
     pub(super) fn census(&self) -> Census {
         let mut census = Census::default();
         for slot in &self.slots {
@@ -260,6 +276,7 @@ impl SlotPool {
                 State::Free => census.free += 1,
                 State::Private => census.private += 1,
                 State::Filling(_) => census.filling += 1,
+                State::GivenUp => census.given_up += 1,
                 State::Ready { pins } => {
                     census.ready += 1;
                     census.pins += pins;
@@ -282,6 +299,7 @@ pub(super) struct Census {
     pub(super) free: u32,
     pub(super) private: u32,
     pub(super) filling: u32,
+    pub(super) given_up: u32,
     pub(super) ready: u32,
     pub(super) pins: u32,
 }

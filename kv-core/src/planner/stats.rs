@@ -29,6 +29,8 @@ pub struct PlannerStats {
     pub nvme_writes: u64,
     /// Records written again because their segment was reclaimed.
     pub reinserted: u64,
+    /// Slots that are never used again, because a transfer into them was left in doubt.
+    pub given_up_slots: u64,
     /// Write-backs (offloads and NVMe writes) that failed.
     pub failed_writes: u64,
     /// Blocks that left each tier to make room.

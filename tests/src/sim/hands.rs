@@ -30,7 +30,15 @@ pub(super) struct SimHands {
     rng: Mutex<SplitMix64>,
     /// A copy between HBM and host fails once in so many times; 0 is never.
     copy_errors: u64,
+    /// Destinations of copies that were left in doubt: the GPU goes on writing to them.
+    in_doubt: Mutex<Vec<Place>>,
     closed: Mutex<bool>,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Hbm(SlotId),
+    Host(SlotId),
 }
 
 impl SimHands {
@@ -51,6 +59,7 @@ impl SimHands {
             taken: Mutex::default(),
             rng: Mutex::new(SplitMix64::new(seed)),
             copy_errors,
+            in_doubt: Mutex::default(),
             closed: Mutex::new(false),
         }
     }
@@ -72,6 +81,17 @@ impl SimHands {
         act(&mut self.hbm.lock()[slot.0 as usize])
     }
 
+    /// Late bytes of copies in doubt.
+    fn scribble(&self) {
+        for place in &*self.in_doubt.lock() {
+            match *place {
+                Place::Hbm(slot) => self.with_hbm(slot, |block| block.fill(0xEE)),
+                // SAFETY: a host slot in doubt is never used again, or else the simulation shall show it.
+                Place::Host(slot) => unsafe { self.arena.payload_mut(slot) }.fill(0xEE),
+            }
+        }
+    }
+
     fn work(&self, job: &Job) -> Outcome {
         match job.op {
             Op::Offload { hbm, host } => self.copy(job.id, hbm, host, false),
@@ -80,9 +100,9 @@ impl SimHands {
         }
     }
 
-    fn copy(&self, id: JobId, hbm: SlotId, host: SlotId, to_hbm: bool) -> Outcome {
+    fn copy(&self, id: JobId, hbm_slot: SlotId, host: SlotId, to_hbm: bool) -> Outcome {
         let fails = self.rng.lock().once_in(self.copy_errors);
-        self.with_hbm(hbm, |hbm| {
+        self.with_hbm(hbm_slot, |hbm| {
             // A copy that fails has written some of it.
             let len = if fails { hbm.len() / 2 } else { hbm.len() };
             if to_hbm {
@@ -95,7 +115,14 @@ impl SimHands {
                 host[..len].copy_from_slice(&hbm[..len]);
             }
         });
-        if fails { Err(TransferError::Io(libc::EIO)) } else { Ok(Verified::by_status(id, 1, 1)?) }
+        match (fails, self.rng.lock().once_in(8)) {
+            (false, _) => Ok(Verified::by_status(id, 1, 1)?),
+            (true, false) => Err(TransferError::Io(libc::EIO)),
+            (true, true) => {
+                self.in_doubt.lock().push(if to_hbm { Place::Hbm(hbm_slot) } else { Place::Host(host) });
+                Err(TransferError::InDoubt)
+            }
+        }
     }
 }
 
@@ -104,6 +131,7 @@ impl Hand for SimHands {
         if *self.closed.lock() {
             return jobs.iter().map(|job| (job.id, TransferError::Down)).collect();
         }
+        self.scribble();
         for job in jobs {
             let at_once = self.rng.lock().once_in(2);
             let outcome = at_once.then(|| self.work(&job));

@@ -332,7 +332,7 @@ impl Drop for Driver {
             let Flight { job, task } = flight;
             // The ring failed, so the kernel may use the buffer for ever: never free it.
             std::mem::forget(task);
-            self.finish(&job, Err(TransferError::Down));
+            self.finish(&job, Err(TransferError::InDoubt));
         }
         self.abandon();
     }
