@@ -16,7 +16,8 @@ use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
 use kv_core::units::{Epoch, Generation};
 use kv_tiers::arena::Arena;
 use kv_tiers::nvme::{
-    Backend, LogConfig, NvmeConfig, NvmeError, NvmeLog, OpenMode, Recovery, SegmentState, inspect,
+    Backend, Damage, DamageKind, LogConfig, NvmeConfig, NvmeError, NvmeLog, OpenMode, Recovery, SegmentState,
+    inspect, scrub,
 };
 
 /// The backends of this machine. io_uring is in every kernel since 5.6, so its absence is said loudly.
@@ -118,6 +119,32 @@ fn records_come_back_as_they_were() {
         assert_eq!(found, (0..16).map(|n| (n, place(n as u32 / 8, 1, n as u32 % 8))).collect::<Vec<_>>());
         assert_eq!(recovery.segments.iter().map(|s| s.occupied).collect::<Vec<_>>(), [true, true, false]);
     }
+}
+
+#[test]
+fn scrubbing_finds_what_a_footer_cannot_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let arena = arena(4);
+    let (log, _) = open_in(dir.path(), config(2, 4, OpenMode::Recover), Backend::Pool, &arena).unwrap();
+    log.open(0, 1).unwrap();
+    for index in 0..3 {
+        log.write(u64::from(index), place(0, 1, index)).unwrap();
+    }
+    log.seal(0, 1).unwrap();
+    log.log.close();
+    let whole = inspect(dir.path()).unwrap();
+    let mut done = Vec::new();
+    assert_eq!(scrub(dir.path(), &mut |n| done.push(n)).unwrap(), whole);
+    assert_eq!((whole.records, done), (3, vec![1, 2]));
+
+    // A byte of the second record's payload; a record is a page and the padded payload.
+    let record = 8192 + (4096 + 8192);
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("seg-00000.kvt")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[!payload(1)[9]], record + 4096 + 9).unwrap();
+    assert_eq!(inspect(dir.path()).unwrap(), whole);
+    let scrubbed = scrub(dir.path(), &mut |_| {}).unwrap();
+    assert_eq!(scrubbed.records, 2);
+    assert_eq!(scrubbed.damaged, [Damage { segment: 0, offset: record, what: DamageKind::Payload }]);
 }
 
 #[test]

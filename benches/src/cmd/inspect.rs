@@ -16,14 +16,24 @@ use super::{Output, Result};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     kvtier inspect /mnt/nvme/kvtier\n  \
+    kvtier inspect /mnt/nvme/kvtier --verify\n  \
     kvtier inspect /mnt/nvme/kvtier --json | jq .namespaces")]
 pub(crate) struct Args {
     /// The log's directory
     dir: PathBuf,
+
+    /// Also read every record and check its payload. Takes as long as reading the whole log
+    #[arg(long)]
+    verify: bool,
 }
 
 pub(crate) fn run(args: &Args, output: &Output) -> Result<()> {
-    output.result(&Shown(nvme::inspect(&args.dir)?))
+    let mut seen = nvme::inspect(&args.dir)?;
+    if args.verify {
+        let segments = seen.segments.len();
+        seen = output.with_progress(segments, "segments", |progress| nvme::scrub(&args.dir, progress))?;
+    }
+    output.result(&Shown(seen))
 }
 
 #[derive(Serialize)]

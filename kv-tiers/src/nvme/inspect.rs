@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::NvmeError;
 use super::format::Superblock;
 use super::recover::{Damage, SKIP};
-use super::scan::{Found, scan};
+use super::scan::{Found, Scan, scan, scan_in_full};
 use super::store::{Access, FileStore, SegmentStore};
 
 /// What a log holds.
@@ -71,34 +71,42 @@ pub struct NamespaceInfo {
     pub epochs: BTreeMap<u64, u64>,
 }
 
-/// Reads a log without changing anything, whether or not somebody has it open.
+/// Reads a log without changing anything, whether or not somebody has it open. The records of a sealed segment are
+/// known from its footer and are not read.
 ///
 /// # Errors
 /// The directory or its superblock cannot be read. Damage within is part of the answer.
 pub fn inspect(dir: &Path) -> Result<Inspection, NvmeError> {
+    examine(dir, scan, &mut |_| {})
+}
+
+/// [`inspect`], and reads every record and checks its payload: takes as long as reading the whole log. `progress`
+/// is told how many segments are done.
+///
+/// # Errors
+/// As for [`inspect`].
+pub fn scrub(dir: &Path, progress: &mut dyn FnMut(usize)) -> Result<Inspection, NvmeError> {
+    examine(dir, scan_in_full, progress)
+}
+
+type ScanOf = fn(&dyn SegmentStore, &Superblock, SegmentId) -> Scan;
+
+fn examine(dir: &Path, scan: ScanOf, progress: &mut dyn FnMut(usize)) -> Result<Inspection, NvmeError> {
     let at = |doing| NvmeError::at(dir, doing);
     let store = FileStore::open_for(dir, Access::ReadOnly).map_err(at("opening the directory"))?;
     let bytes = store.superblock().map_err(at("reading the superblock"))?;
     let bytes = bytes.ok_or_else(|| NvmeError::NoLog(dir.to_path_buf()))?;
     let superblock = Superblock::decode(&bytes).ok_or(NvmeError::Superblock)?;
     let present = store.segments().map_err(at("listing segments"))?;
-    Ok(look(&store, &superblock, present.into_iter().map(|(segment, _)| segment)))
-}
-
-fn look(
-    store: &dyn SegmentStore,
-    superblock: &Superblock,
-    segments: impl Iterator<Item = SegmentId>,
-) -> Inspection {
-    let Superblock { geometry, floor, .. } = *superblock;
+    let Superblock { geometry, floor, .. } = superblock;
     let mut seen = Inspection {
         payload_bytes: geometry.payload_bytes as u64,
         records_per_segment: geometry.records_per_segment,
         segment_bytes: geometry.segment_bytes(),
         ..Inspection::default()
     };
-    for segment in segments {
-        let scan = scan(store, superblock, segment);
+    for (done, (segment, _)) in present.iter().enumerate() {
+        let scan = scan(&store, &superblock, *segment);
         seen.segments.push(SegmentInfo {
             segment: segment.0,
             state: match scan.found {
@@ -121,6 +129,7 @@ fn look(
             *namespace.epochs.entry(identity.epoch.0).or_default() += 1;
         }
         seen.damaged.extend(scan.damaged);
+        progress(done + 1);
     }
-    seen
+    Ok(seen)
 }

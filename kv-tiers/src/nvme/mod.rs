@@ -31,7 +31,7 @@ mod store;
 mod uring;
 
 pub use error::NvmeError;
-pub use inspect::{Inspection, NamespaceInfo, SegmentInfo, SegmentState, inspect};
+pub use inspect::{Inspection, NamespaceInfo, SegmentInfo, SegmentState, inspect, scrub};
 pub use log::{Backend, NvmeConfig, NvmeLog};
 pub use recover::{Damage, DamageKind, LogConfig, OpenMode, Recovery};
 pub use segments::Segments;

@@ -57,6 +57,30 @@ pub(crate) fn scan(store: &dyn SegmentStore, superblock: &Superblock, segment: S
     scanner.scan
 }
 
+/// [`scan`], and reads the records of a sealed segment too. One that its footer lists and that is not whole is damage,
+/// and not a record.
+pub(crate) fn scan_in_full(store: &dyn SegmentStore, superblock: &Superblock, segment: SegmentId) -> Scan {
+    let mut sealed = scan(store, superblock, segment);
+    if sealed.found != Found::Sealed {
+        return sealed;
+    }
+    let mut scanner = Scanner { store, superblock, segment, scan: Scan::nothing(sealed.generation) };
+    scanner.records(true);
+    let Scan { records: whole, damaged, scanned_bytes, .. } = scanner.scan;
+    sealed.scanned_bytes += scanned_bytes;
+    sealed.records.retain(|listed| {
+        if whole.contains(listed) {
+            return true;
+        }
+        let offset = superblock.geometry.record(listed.place.index);
+        let seen = damaged.iter().find(|d| d.offset == offset);
+        let what = seen.map_or(DamageKind::RecordHeader, |d| d.what);
+        sealed.damaged.push(Damage { segment: segment.0, offset, what });
+        false
+    });
+    sealed
+}
+
 impl Scan {
     fn nothing(generation: Generation) -> Self {
         Self {
