@@ -202,17 +202,10 @@ fn after_any_single_fault_the_tier_is_used_again() {
 /// for it. That must not stop writing for longer than one pause, however large the segment.
 #[test]
 fn a_failed_flush_costs_one_segment_and_no_more() {
-    let until_flush = |store: &Arc<FaultyStore<MemStore>>| {
-        let (runtime, _) = engine_of(store.clone(), 4, 1000).unwrap();
-        serve(&runtime, 0..6);
-        runtime
-    };
     let store = Arc::new(FaultyStore::new(MemStore::new(), u64::MAX, Fault::Errno(libc::EIO)));
-    let rehearsal = until_flush(&store);
-    let sync = store.operations();
-    shut_down(rehearsal);
-    let store = Arc::new(FaultyStore::new(MemStore::new(), sync, Fault::Errno(libc::EIO)));
-    let runtime = until_flush(&store);
+    let (runtime, _) = engine_of(store.clone(), 4, 1000).unwrap();
+    serve(&runtime, 0..6);
+    store.spoil_next();
     assert!(runtime.engine.flush().is_err());
     let before = runtime.engine.stats();
     for conversation in 10..16 {

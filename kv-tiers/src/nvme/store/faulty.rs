@@ -24,7 +24,7 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct FaultyStore<S> {
     inner: S,
-    at: u64,
+    at: AtomicU64,
     fault: Fault,
     done: AtomicU64,
 }
@@ -32,7 +32,12 @@ pub struct FaultyStore<S> {
 impl<S: SegmentStore> FaultyStore<S> {
     /// Spoils operation number `at`, counted from 0.
     pub fn new(inner: S, at: u64, fault: Fault) -> Self {
-        Self { inner, at, fault, done: AtomicU64::new(0) }
+        Self { inner, at: AtomicU64::new(at), fault, done: AtomicU64::new(0) }
+    }
+
+    /// Spoils the next operation instead.
+    pub fn spoil_next(&self) {
+        self.at.store(self.operations(), Ordering::Relaxed);
     }
 
     /// Operations asked for so far.
@@ -47,7 +52,8 @@ impl<S: SegmentStore> FaultyStore<S> {
 
     fn next(&self) -> Option<Fault> {
         let number = self.done.fetch_add(1, Ordering::Relaxed);
-        let hit = number == self.at || (number > self.at && matches!(self.fault, Fault::Dead(_)));
+        let at = self.at.load(Ordering::Relaxed);
+        let hit = number == at || (number > at && matches!(self.fault, Fault::Dead(_)));
         hit.then_some(self.fault)
     }
 
