@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kv_core::ids::SegmentId;
 use parking_lot::RwLock;
@@ -39,8 +40,35 @@ pub struct FileStore {
     access: Access,
     /// Open files by segment number; the directory may have gaps.
     files: RwLock<Vec<Option<Arc<File>>>>,
-    /// Keeps the lock.
-    _lock: Option<File>,
+    /// Held while the store may be written.
+    lock: Option<File>,
+}
+
+/// A child that the last owner forked holds the lock until it execs, and the kernel holds it until the last I/O of a
+/// killed owner has ended. Somebody who really uses the log holds it longer.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+fn lock(file: &File) -> io::Result<()> {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::WouldBlock) if Instant::now() >= end => {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// Unlocks, rather than only closing the file: a forked child may have it open still.
+impl Drop for FileStore {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.lock.as_ref().map(File::unlock) {
+            tracing::debug!(%error, "the log's lock goes when its file is closed");
+        }
+    }
 }
 
 impl FileStore {
@@ -60,14 +88,11 @@ impl FileStore {
             Access::Write => {
                 let path = dir.join(LOCK);
                 let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-                match file.try_lock() {
-                    Ok(()) => Some(file),
-                    Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
-                    Err(TryLockError::Error(e)) => return Err(e),
-                }
+                lock(&file)?;
+                Some(file)
             }
         };
-        let store = Self { dir: dir.to_path_buf(), access, files: RwLock::default(), _lock: lock };
+        let store = Self { dir: dir.to_path_buf(), access, files: RwLock::default(), lock };
         for entry in std::fs::read_dir(dir)? {
             if let Some(segment) = segment_of(&entry?.file_name().to_string_lossy()) {
                 store.remember(segment, open_segment(&store.path(segment), access)?);
