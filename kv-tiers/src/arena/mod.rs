@@ -113,11 +113,11 @@ pub enum ArenaError {
 
 /// A piece of the arena, for devices and system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// First byte.
-    pub start: *mut u8,
+    pub(crate) start: *mut u8,
     /// Number of bytes.
-    pub len: usize,
+    pub(crate) len: usize,
 }
 
 impl Span {
@@ -198,17 +198,8 @@ impl Arena {
 
     /// The whole arena, to be registered with a device.
     #[must_use]
-    pub fn span(&self) -> Span {
+    pub(crate) fn span(&self) -> Span {
         Span { start: self.memory.base(), len: self.memory.len() }
-    }
-
-    /// The payload of a slot, for copy engines; `None` if there is no such slot. The pointer is good for as
-    /// long as the arena lives, and the planner says who may use it when.
-    #[must_use]
-    pub fn payload_span(&self, slot: SlotId) -> Option<Span> {
-        let image = self.image_span(slot)?;
-        // SAFETY: a slot is at least one header page plus one payload byte, all inside the mapping.
-        Some(Span { start: unsafe { image.start.add(PAGE) }, len: self.payload_bytes })
     }
 
     /// A payload, to read.
@@ -262,11 +253,6 @@ impl Arena {
     /// Which of the [`Arena::chunks`] holds a slot.
     pub(crate) fn chunk_of(&self, slot: SlotId) -> usize {
         slot.0 as usize / (MAX_SLOT / self.slot_bytes)
-    }
-
-    fn image_span(&self, slot: SlotId) -> Option<Span> {
-        ((slot.0 as usize) < self.claimed.len())
-            .then(|| Span { start: self.start_of(slot), len: self.slot_bytes })
     }
 
     /// First byte of a slot. Wrapping, so that an impossible slot gives a useless pointer and not undefined behaviour.
@@ -347,8 +333,8 @@ mod tests {
             assert!(claim.payload().iter().all(|&b| b == slot as u8 + 1));
             assert!(claim.image()[PAGE + 5000..].iter().all(|&b| b == 0));
         }
-        assert_eq!(arena.payload_span(SlotId(5)), None);
-        assert_eq!(arena.payload_span(SlotId(u32::MAX)), None);
+        assert_eq!(arena.payload_range(SlotId(5)), None);
+        assert_eq!(arena.payload_range(SlotId(u32::MAX)), None);
     }
 
     #[test]
