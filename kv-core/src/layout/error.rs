@@ -53,6 +53,19 @@ pub enum LayoutError {
         /// The arrangement asked for.
         arrangement: &'static str,
     },
+    /// Two views of a block that do not have the same layers, planes, tokens, heads and vectors.
+    #[error("the two sides of a copy differ in layers, K/V planes, tokens, heads, or head_dim and dtype")]
+    Shapes,
+    /// A range of heads that a block does not have.
+    #[error("heads {first}..{end} of a block with {of} key/value heads; a latent has none")]
+    NoSuchHeads {
+        /// First head asked for.
+        first: u32,
+        /// The head behind the last.
+        end: u32,
+        /// Heads of the block.
+        of: u32,
+    },
     /// More bytes than an address space holds.
     #[error("{what} takes more than {max} bytes; check the sizes", max = isize::MAX)]
     TooLarge {

@@ -17,11 +17,13 @@
 mod error;
 mod fragments;
 mod model;
+mod nest;
 mod placement;
 
 pub use error::LayoutError;
 pub use fragments::{Fragment, Fragments};
 pub use model::{GroupIndex, KvGroup, ModelLayout, Rank, Reach, Shard};
+pub use nest::{BlockView, Level, Nest, Stride};
 pub use placement::{Arrangement, Placement, Step, Strides};
 
 use crate::units::Tokens;

@@ -60,7 +60,7 @@ pub struct Strides {
 }
 
 impl Strides {
-    const fn of(&self, axis: Axis) -> Step {
+    pub(super) const fn of(&self, axis: Axis) -> Step {
         match axis {
             Axis::Layer => self.layer,
             Axis::Plane => self.plane,
@@ -110,7 +110,7 @@ pub struct Placement {
     num_blocks: u32,
     buffers: u32,
     buffer_bytes: usize,
-    block_stride: usize,
+    strides: Strides,
     /// Layer and the layer's axes in the order of the block's bytes. Levels that were coalesced count 1.
     loops: [Loop; 4],
     /// Bytes of a fragment; all fragments of a pool have the same length.
@@ -172,7 +172,7 @@ impl Placement {
             buffers = buffers.checked_mul(level.count).ok_or(LayoutError::TooLarge { what: "the pool" })?;
         }
         product("the pool", &[buffers as usize, buffer_bytes])?;
-        Ok(Self { layout, num_blocks, buffers, buffer_bytes, block_stride: strides.block, loops, run })
+        Ok(Self { layout, num_blocks, buffers, buffer_bytes, strides, loops, run })
     }
 
     /// What each block is.
@@ -211,12 +211,21 @@ impl Placement {
         self.layout.bytes_per_block() / self.run
     }
 
+    /// Offset of a block's first vector, the same in all buffers. `None` if the pool has no such block.
+    #[must_use]
+    pub fn block_offset(&self, block: SlotId) -> Option<usize> {
+        (block.0 < self.num_blocks).then(|| block.0 as usize * self.strides.block)
+    }
+
+    pub(super) const fn strides(&self) -> &Strides {
+        &self.strides
+    }
+
     /// The fragments of a block in page-first order: laid end to end they are the block. No two neighbours
     /// could be one. `None` if the pool has no such block.
     #[must_use]
     pub fn fragments(&self, block: SlotId) -> Option<Fragments> {
-        (block.0 < self.num_blocks)
-            .then(|| Fragments::new(self.loops, self.run, block.0 as usize * self.block_stride))
+        Some(Fragments::new(self.loops, self.run, self.block_offset(block)?))
     }
 }
 
