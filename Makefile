@@ -4,16 +4,19 @@ DENY_VERSION := 0.20.2
 # The folder carries the version, so a new version is a new target and an old one is kept out.
 DENY := .tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help demo test asan bench lint soak
+# What the kernels are compiled and mirrored with. It is installed only to change or to check them.
+KERNEL_TOOLS := .tools/cuda-13.0.88-ptxas-12.4.131-libclang-18.1.1
+
+.PHONY: help demo test asan bench lint soak kernels kernels-check
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: ## Show kvtier at work on a generated trace (needs no GPU)
 	cargo run --release --locked -- demo
 
-test: fio ## Run every test, doc tests included
+test: fio cxx ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
 
@@ -32,7 +35,13 @@ bench: fio ## Measure against the limits and the peers (the first build takes mi
 	cargo run --release --locked --features peers -- bench reopen
 	cargo bench -p kvtier-benches --locked
 
-lint: $(DENY) ## Check format, lints, docs, licences and sources of dependencies
+kernels: $(KERNEL_TOOLS) ## Compile the CUDA kernels and write what is generated from them
+	cargo run -q -p kvtier-kernels --locked -- write $(KERNEL_TOOLS)
+
+kernels-check: $(KERNEL_TOOLS) ## Check that what is generated from the CUDA kernels is current
+	cargo run -q -p kvtier-kernels --locked -- check $(KERNEL_TOOLS)
+
+lint: $(DENY) kernels-check ## Check format, lints, docs, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
@@ -44,6 +53,14 @@ $(DENY):
 		--root .tools/cargo-deny-$(DENY_VERSION) --target-dir .tools/build
 	rm -rf .tools/build
 
+# Complete nvcc, ptxas of the oldest CUDA whose drivers must load the PTX, and libclang for bindgen, from PyPI.
+$(KERNEL_TOOLS):
+	rm -rf $@.part
+	python3 -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore --target $@.part \
+		nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 \
+		nvidia-cuda-nvcc-cu12==12.4.131 libclang==18.1.1
+	mv $@.part $@
+
 # fio gives the limit that the NVMe tier is compared with. Without it everything else still runs.
 .PHONY: fio
 fio:
@@ -53,3 +70,13 @@ fio:
 		(apt-get install -y -q fio || { apt-get update -q && apt-get install -y -q fio; }) >/dev/null 2>&1 && exit 0; \
 	fi; \
 	echo "fio is not installed: NVMe figures will have no limit beside them (install the package fio)" >&2
+
+# The kernels' tests compile them for the host.
+.PHONY: cxx
+cxx:
+	@command -v $${CXX:-c++} >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing g++"; \
+		(apt-get install -y -q g++ || { apt-get update -q && apt-get install -y -q g++; }) >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "no C++ compiler: the tests of the kernels will fail (install the package g++, or set CXX)" >&2

@@ -13,6 +13,7 @@
 
 mod device;
 mod host;
+pub mod kernels;
 mod memory;
 
 pub use device::{BlockCopy, Device, DeviceError, Direction};

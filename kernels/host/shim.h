@@ -1,0 +1,416 @@
+/*
+ * CUDA's words for the host compiler: runs every (CTA, thread) of a kernel. For tests.
+ *
+ * CTAs run one after another, in an order that the seed chooses. In a CTA a thread runs until it waits (at a
+ * barrier, a shuffle, an mbarrier) or ends; then the next runs, in an order that the seed chooses anew. So
+ * whatever a kernel leaves to chance between two barriers, some seed does the wrong way round.
+ *
+ * A launch that cannot go on as written ends the process with a message: threads of a CTA at different
+ * barriers, a barrier that some threads ended without reaching, a deadlock, a shuffle from a lane that is
+ * not there, a write past dynamic shared memory. Shared memory holds KV_SHIM_POISON when a CTA starts.
+ *
+ * What it does not show: speed, weak memory order, races between CTAs.
+ */
+#pragma once
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include "fiber.h"
+#include "kv_host.h"
+
+#define KV_HOST_SHIM
+#define KV_SHIM_POISON 0xA5
+
+#define __global__
+#define __device__
+#define __constant__
+#define __grid_constant__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+/* In a section of its own, so that all of it can be poisoned. */
+#define __shared__ static __attribute__((section("kv_shared"), aligned(16)))
+#define KV_DYNAMIC_SHARED(name) unsigned char *const name = kv_shim::launch().dynamic_shared
+
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+extern "C" {
+/* Bounds of that section, from the linker. Hidden: another library may have such a section too. */
+extern char __start_kv_shared[] __attribute__((visibility("hidden")));
+extern char __stop_kv_shared[] __attribute__((visibility("hidden")));
+}
+
+namespace kv_shim {
+
+struct Index {
+    uint32_t x;
+};
+
+enum class State { fresh, ready, at_block_barrier, at_warp_barrier, polling, ended };
+
+/* Where in the source a thread waits. */
+struct Site {
+    const char *file = "";
+    int line = 0;
+    bool operator==(const Site &other) const { return line == other.line && strcmp(file, other.file) == 0; }
+};
+
+struct Thread {
+    Context context;
+    State state = State::fresh;
+    Site site;
+    uint32_t warp_mask = 0;
+    uint64_t offered = 0; /* its value in the shuffle under way */
+};
+
+/* The launch under way. There is one at a time. */
+struct Launch {
+    const char *kernel = "";
+    Index grid = {}, block = {}, block_index = {}, thread_index = {};
+    std::function<void()> body;
+    std::vector<Thread> threads;
+    Context scheduler;
+    unsigned char *dynamic_shared = nullptr;
+    uint32_t dynamic_shared_bytes = 0;
+    uint64_t random = 0;
+    bool progress = false; /* something happened that a polling thread may wait for */
+};
+
+inline Launch &launch()
+{
+    static Launch value;
+    return value;
+}
+
+inline uint64_t &seed()
+{
+    static uint64_t value = 0;
+    return value;
+}
+
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "kv_shim: %s, CTA %u: ", launch().kernel, launch().block_index.x);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    abort();
+}
+
+/* splitmix64 (Steele, Lea, Flood, 2014). */
+inline uint64_t next_random(uint64_t &state)
+{
+    uint64_t z = (state += 0x9E3779B97F4A7C15ull);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+inline void shuffle_order(std::vector<uint32_t> &order)
+{
+    if (seed() == 0) {
+        return;
+    }
+    for (size_t i = order.size(); i > 1; --i) {
+        std::swap(order[i - 1], order[next_random(launch().random) % i]);
+    }
+}
+
+inline Thread &current() { return launch().threads[launch().thread_index.x]; }
+
+/* Leaves the thread until the scheduler takes it up again. */
+inline void wait(State state, Site site)
+{
+    Thread &me = current();
+    me.state = state;
+    me.site = site;
+    switch_context(me.context, launch().scheduler, false);
+}
+
+inline void thread_main()
+{
+#if defined(__SANITIZE_ADDRESS__)
+    const void *bottom;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
+    launch().scheduler.stack = const_cast<char *>(static_cast<const char *>(bottom));
+    launch().scheduler.stack_bytes = bytes;
+#endif
+    launch().body();
+    Thread &me = current();
+    me.state = State::ended;
+    switch_context(me.context, launch().scheduler, true);
+}
+
+inline void run_thread(uint32_t index)
+{
+    Launch &l = launch();
+    Thread &thread = l.threads[index];
+    if (thread.state == State::fresh) {
+        prepare(thread.context, take_stack(), thread_main);
+    }
+    l.thread_index = {index};
+    thread.state = State::ready;
+    switch_context(l.scheduler, thread.context, false);
+    if (thread.state == State::ended) {
+        free_stacks().push_back(thread.context.stack);
+    }
+    l.progress |= thread.state != State::polling;
+}
+
+/* Lets go every warp barrier that all lanes it names have reached. */
+inline bool release_warps()
+{
+    std::vector<Thread> &threads = launch().threads;
+    bool released = false;
+    for (size_t i = 0; i < threads.size(); ++i) {
+        if (threads[i].state != State::at_warp_barrier) {
+            continue;
+        }
+        const size_t warp = i / 32 * 32;
+        const size_t end = std::min(warp + 32, threads.size());
+        const uint32_t mask = threads[i].warp_mask;
+        bool all = true;
+        for (size_t lane = warp; lane < end; ++lane) {
+            const Thread &thread = threads[lane];
+            if ((mask >> (lane - warp) & 1) == 0 || thread.state == State::ended) {
+                continue;
+            }
+            all &= thread.state == State::at_warp_barrier && thread.warp_mask == mask && thread.site == threads[i].site;
+        }
+        for (size_t lane = warp; all && lane < end; ++lane) {
+            if ((mask >> (lane - warp) & 1) != 0 && threads[lane].state != State::ended) {
+                threads[lane].state = State::ready;
+                released = true;
+            }
+        }
+    }
+    return released;
+}
+
+/* Lets go the barrier of the CTA if all threads have reached it. */
+inline bool release_block()
+{
+    std::vector<Thread> &threads = launch().threads;
+    const Thread *first = nullptr;
+    size_t waiting = 0, ended = 0;
+    for (const Thread &thread : threads) {
+        ended += thread.state == State::ended;
+        if (thread.state != State::at_block_barrier) {
+            continue;
+        }
+        ++waiting;
+        if (first == nullptr) {
+            first = &thread;
+        } else if (!(thread.site == first->site)) {
+            fail("threads of one CTA wait at different barriers: %s:%d and %s:%d", first->site.file, first->site.line,
+                 thread.site.file, thread.site.line);
+        }
+    }
+    if (waiting == 0 || waiting + ended != threads.size()) {
+        return false;
+    }
+    if (ended != 0) {
+        fail("__syncthreads at %s:%d is reached by %zu of %zu threads, the others ended", first->site.file,
+             first->site.line, waiting, threads.size());
+    }
+    for (Thread &thread : threads) {
+        thread.state = State::ready;
+    }
+    return true;
+}
+
+[[noreturn]] inline void fail_deadlock()
+{
+    const Thread *stuck = nullptr;
+    size_t block = 0, warp = 0, polling = 0;
+    for (const Thread &thread : launch().threads) {
+        block += thread.state == State::at_block_barrier;
+        warp += thread.state == State::at_warp_barrier;
+        polling += thread.state == State::polling;
+        if (thread.state != State::ended) {
+            stuck = &thread;
+        }
+    }
+    fail("deadlock: %zu threads at __syncthreads, %zu at a warp barrier, %zu at an mbarrier; one at %s:%d", block, warp,
+         polling, stuck->site.file, stuck->site.line);
+}
+
+/* Hooks of async.h. */
+void start_async(uint32_t threads);
+void end_async();
+
+inline void run_block()
+{
+    Launch &l = launch();
+    l.threads.assign(l.block.x, Thread());
+    memset(__start_kv_shared, KV_SHIM_POISON, static_cast<size_t>(__stop_kv_shared - __start_kv_shared));
+    start_async(l.block.x);
+    std::vector<uint32_t> order;
+    for (;;) {
+        order.clear();
+        for (uint32_t i = 0; i < l.block.x; ++i) {
+            const State state = l.threads[i].state;
+            if (state == State::fresh || state == State::ready || state == State::polling) {
+                order.push_back(i);
+            }
+        }
+        shuffle_order(order);
+        l.progress = false;
+        for (uint32_t i : order) {
+            run_thread(i);
+        }
+        size_t live = 0;
+        for (const Thread &thread : l.threads) {
+            live += thread.state != State::ended;
+        }
+        if (live == 0) {
+            break;
+        }
+        const bool released = release_warps() | release_block();
+        if (!released && !l.progress) {
+            fail_deadlock();
+        }
+    }
+    end_async();
+}
+
+/* Bytes after dynamic shared memory that must keep their value. AddressSanitizer has its own. */
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t FENCE_BYTES = 0;
+#else
+constexpr size_t FENCE_BYTES = 256;
+#endif
+constexpr unsigned char FENCE = 0x5C;
+
+inline void run_grid(const char *kernel, uint32_t grid, uint32_t block, uint32_t shared_bytes, std::function<void()> body)
+{
+    static std::mutex one_launch;
+    const std::lock_guard<std::mutex> guard(one_launch);
+    Launch &l = launch();
+    l.kernel = kernel;
+    l.grid = {grid};
+    l.block = {block};
+    l.block_index = {0};
+    l.body = std::move(body);
+    l.random = seed();
+    if (grid == 0 || block == 0 || block > 1024) {
+        fail("launched with %u CTAs of %u threads", grid, block);
+    }
+    void *shared = nullptr;
+    if (posix_memalign(&shared, 128, shared_bytes + FENCE_BYTES + 1) != 0) {
+        fail("no memory for %u bytes of dynamic shared memory", shared_bytes);
+    }
+    l.dynamic_shared = static_cast<unsigned char *>(shared);
+    l.dynamic_shared_bytes = shared_bytes;
+    std::vector<uint32_t> order(grid);
+    for (uint32_t i = 0; i < grid; ++i) {
+        order[i] = i;
+    }
+    shuffle_order(order);
+    for (uint32_t i : order) {
+        l.block_index = {i};
+        memset(shared, KV_SHIM_POISON, shared_bytes);
+        memset(l.dynamic_shared + shared_bytes, FENCE, FENCE_BYTES);
+        run_block();
+        for (size_t j = 0; j < FENCE_BYTES; ++j) {
+            if (l.dynamic_shared[shared_bytes + j] != FENCE) {
+                fail("a write %zu bytes past the %u bytes of dynamic shared memory", j, shared_bytes);
+            }
+        }
+    }
+    free(shared);
+}
+
+/* A kernel as kv_host_kernel wants it. */
+template <typename Args, void (*KERNEL)(const Args)>
+struct Entry {
+    static const char *name;
+    static void run(uint32_t grid, uint32_t block, uint32_t shared_bytes, void **params)
+    {
+        Args args;
+        memcpy(&args, params[0], sizeof args);
+        run_grid(name, grid, block, shared_bytes, [args] { KERNEL(args); });
+    }
+};
+template <typename Args, void (*KERNEL)(const Args)>
+const char *Entry<Args, KERNEL>::name = "";
+
+template <typename Args, void (*KERNEL)(const Args)>
+kv_host_kernel make_kernel(const char *name)
+{
+    Entry<Args, KERNEL>::name = name;
+    return {name, sizeof(Args), Entry<Args, KERNEL>::run};
+}
+
+inline void warp_barrier(uint32_t mask, Site site)
+{
+    const uint32_t lane = launch().thread_index.x % 32;
+    if ((mask >> lane & 1) == 0) {
+        fail("lane %u waits at %s:%d with a mask without it", lane, site.file, site.line);
+    }
+    current().warp_mask = mask;
+    wait(State::at_warp_barrier, site);
+}
+
+/* The value that `lane` of this warp offers at the same shuffle. */
+template <typename T>
+T shuffle_from(uint32_t mask, T value, uint32_t lane, Site site)
+{
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes here");
+    memcpy(&current().offered, &value, sizeof value);
+    warp_barrier(mask, site);
+    const size_t from = launch().thread_index.x / 32 * 32 + lane % 32;
+    if ((mask >> (lane % 32) & 1) == 0 || from >= launch().threads.size() ||
+        launch().threads[from].state == State::ended) {
+        fail("shuffle at %s:%d from lane %u, which takes no part", site.file, site.line, lane % 32);
+    }
+    memcpy(&value, &launch().threads[from].offered, sizeof value);
+    warp_barrier(mask, site); /* nobody offers its next value before all have read */
+    return value;
+}
+
+} // namespace kv_shim
+
+#define threadIdx (kv_shim::launch().thread_index)
+#define blockIdx (kv_shim::launch().block_index)
+#define blockDim (kv_shim::launch().block)
+#define gridDim (kv_shim::launch().grid)
+
+#define KV_SHIM_HERE (kv_shim::Site{__FILE__, __LINE__})
+#define __syncthreads() kv_shim::wait(kv_shim::State::at_block_barrier, KV_SHIM_HERE)
+#define __syncwarp() kv_shim::warp_barrier(~0u, KV_SHIM_HERE)
+#define __shfl_sync(mask, value, lane) kv_shim::shuffle_from(mask, value, lane, KV_SHIM_HERE)
+#define __shfl_xor_sync(mask, value, bits) kv_shim::shuffle_from(mask, value, (threadIdx.x ^ (bits)) % 32, KV_SHIM_HERE)
+#define __trap() kv_shim::fail("__trap at %s:%d", __FILE__, __LINE__)
+
+static inline void __threadfence_system() {}
+static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32); }
+static inline int __popcll(uint64_t value) { return __builtin_popcountll(value); }
+template <typename T>
+static inline T __ldg(const T *address) { return *address; }
+
+/* The functions of stream.cuh. */
+template <typename T>
+static inline void kv_load(T &value, uint64_t address) { value = *reinterpret_cast<const T *>(address); }
+template <typename T>
+static inline void kv_store(uint64_t address, T value) { *reinterpret_cast<T *>(address) = value; }
+
+#include "async.h"
