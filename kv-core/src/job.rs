@@ -145,6 +145,9 @@ pub enum TransferError {
     /// destination, which is therefore never used again.
     #[error("broke down under way: the destination is given up")]
     InDoubt,
+    /// The device's driver refused; the number is its own.
+    #[error("the device's driver refused (code {0})")]
+    Device(i32),
     /// The tier or device is closed or marked down.
     #[error("the tier is down")]
     Down,

@@ -1,9 +1,14 @@
 //! What a device does for the engine.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use kv_core::ids::{JobId, SlotId};
 use kv_core::job::Urgency;
 use kv_core::layout::Placement;
 
+use crate::driver::CudaError;
+use crate::layers::LayerProgress;
 use crate::memory::HostSpan;
 
 /// Which way a block is copied.
@@ -26,6 +31,15 @@ pub struct BlockCopy {
     pub device_block: SlotId,
     /// The block in page-first order; exactly one block long.
     pub host: HostSpan,
+}
+
+/// What a block of a device holds, as read back by the device itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockDigest {
+    /// [`payload_checksum`](kv_core::payload_checksum) of the block's page-first bytes.
+    pub checksum: u64,
+    /// Number of bytes that are not zero: 0 proves that a block was erased.
+    pub nonzero: u64,
 }
 
 /// Why a device did not take a call. Nothing was started, nothing will be completed.
@@ -55,6 +69,18 @@ pub enum DeviceError {
         /// Bytes registered.
         size: usize,
     },
+    /// A layered copy to the host: only loads arrive by layers.
+    #[error("only copies to the device are made layer by layer")]
+    NotALoad,
+    /// The GPU is lost to this process; nothing but a new process brings it back.
+    #[error("the GPU is lost: {0}; restart the process")]
+    Lost(CudaError),
+    /// The CUDA driver refused.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The GPU did not finish in time. What it may still touch stays allocated.
+    #[error("the GPU did not finish in {0:?}")]
+    Hung(Duration),
     /// The device was closed.
     #[error("the device is closed")]
     Closed,
@@ -96,8 +122,34 @@ pub trait Device: Send + Sync {
     /// registered, or a closed device.
     unsafe fn submit(&self, copies: &[BlockCopy], urgency: Urgency) -> Result<(), DeviceError>;
 
-    /// Writes a device block from its page-first bytes and waits for it. For tests, demonstrations that
-    /// play the runtime, and for erasing a block.
+    /// Starts copies to the device that arrive layer by layer over all blocks, so that a forward pass can
+    /// start before the last layer is there. Each copy is completed as with [`Device::submit`].
+    ///
+    /// # Safety
+    /// As for [`Device::submit`].
+    ///
+    /// # Errors
+    /// As for [`Device::submit`], and [`DeviceError::NotALoad`] for a copy to the host.
+    unsafe fn submit_by_layer(
+        &self,
+        copies: &[BlockCopy],
+        urgency: Urgency,
+    ) -> Result<Arc<LayerProgress>, DeviceError>;
+
+    /// Overwrites blocks with zeros and waits for it. The caller has drained the copies that name them.
+    ///
+    /// # Errors
+    /// No such block, a closed device, or a GPU that is lost.
+    fn zero(&self, blocks: &[SlotId]) -> Result<(), DeviceError>;
+
+    /// Reads blocks where they are and says what they hold, in the same order: evidence for a purge.
+    ///
+    /// # Errors
+    /// As for [`Device::zero`].
+    fn digest(&self, blocks: &[SlotId]) -> Result<Vec<BlockDigest>, DeviceError>;
+
+    /// Writes a device block from its page-first bytes and waits for it. For tests and demonstrations that
+    /// play the runtime.
     ///
     /// # Errors
     /// No such block, not one block long, or a closed device.

@@ -11,11 +11,15 @@
 //! copy, and the safety contract of the crate. [`HostDevice`] is a device made of ordinary memory and one
 //! thread: the whole interface on a machine without a GPU. No device that drives a GPU exists yet.
 
+pub mod cuda;
 mod device;
+pub mod driver;
 mod host;
 pub mod kernels;
+mod layers;
 mod memory;
 
-pub use device::{BlockCopy, Device, DeviceError, Direction};
+pub use device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
 pub use host::HostDevice;
+pub use layers::LayerProgress;
 pub use memory::{HostMemory, HostSpan};

@@ -1,6 +1,7 @@
 //! A device made of ordinary memory and one thread.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle, ThreadId};
 
@@ -10,7 +11,8 @@ use kv_core::job::{CompletionSink, TransferError, Urgency};
 use kv_core::layout::{Fragments, Placement};
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::{BlockCopy, Device, DeviceError, Direction};
+use crate::device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
+use crate::layers::LayerProgress;
 use crate::memory::HostMemory;
 
 /// The stand-in for a GPU: its "HBM" is heap memory, its copy engine a thread that gathers and scatters
@@ -122,22 +124,53 @@ impl Hbm {
 
     /// Page-first to device order. Returns the number of bytes copied.
     fn scatter(&mut self, block: &[u8], to: Fragments) -> usize {
-        let (mut rest, mut done) = (block, 0);
+        self.scatter_part(block, 0..block.len(), to)
+    }
+
+    /// The same for some of the block's bytes.
+    fn scatter_part(&mut self, block: &[u8], part: Range<usize>, to: Fragments) -> usize {
+        let (mut at, mut done) = (0, 0);
         for fragment in to {
-            let (piece, tail) = rest.split_at(fragment.len);
-            self.0[fragment.buffer as usize][fragment.offset..][..fragment.len].copy_from_slice(piece);
-            rest = tail;
-            done += fragment.len;
+            let (start, end) = (at.max(part.start), (at + fragment.len).min(part.end));
+            if start < end {
+                let device = &mut self.0[fragment.buffer as usize][fragment.offset + start - at..];
+                device[..end - start].copy_from_slice(&block[start..end]);
+                done += end - start;
+            }
+            at += fragment.len;
         }
         done
+    }
+}
+
+/// What one turn of the copying thread does.
+enum Work {
+    Block(BlockCopy),
+    /// Blocks that arrive layer by layer.
+    Layers(Vec<BlockCopy>, Arc<LayerProgress>),
+}
+
+impl Work {
+    /// Will not be done.
+    fn refuse(self, sink: &dyn CompletionSink) {
+        let copies = match self {
+            Self::Block(copy) => vec![copy],
+            Self::Layers(copies, progress) => {
+                progress.fail(TransferError::Down);
+                copies
+            }
+        };
+        for copy in copies {
+            sink.complete(copy.job, Err(TransferError::Down));
+        }
     }
 }
 
 /// Copies that wait, in order of submission.
 #[derive(Default)]
 struct Queue {
-    demand: VecDeque<BlockCopy>,
-    write_back: VecDeque<BlockCopy>,
+    demand: VecDeque<Work>,
+    write_back: VecDeque<Work>,
     closed: bool,
     /// Copies begun so far.
     begun: u64,
@@ -146,16 +179,23 @@ struct Queue {
 }
 
 impl Queue {
-    fn pop(&mut self) -> Option<BlockCopy> {
-        self.demand.pop_front().or_else(|| self.write_back.pop_front())
+    fn push(&mut self, work: impl IntoIterator<Item = Work>, urgency: Urgency) {
+        match urgency {
+            Urgency::Demand => self.demand.extend(work),
+            Urgency::WriteBack => self.write_back.extend(work),
+        }
     }
 
-    /// The next copy, and the fault that is to befall it.
-    fn begin(&mut self) -> Option<(BlockCopy, Option<TransferError>)> {
-        let copy = self.pop()?;
-        let fault = self.faults.remove(&self.begun);
-        self.begun += 1;
-        Some((copy, fault))
+    /// What is to be done next, and the fault that is to befall each of its copies.
+    fn begin(&mut self) -> Option<(Work, Vec<Option<TransferError>>)> {
+        let work = self.demand.pop_front().or_else(|| self.write_back.pop_front())?;
+        let copies = match &work {
+            Work::Block(_) => 1,
+            Work::Layers(copies, _) => copies.len() as u64,
+        };
+        let faults = (self.begun..self.begun + copies).map(|begun| self.faults.remove(&begun)).collect();
+        self.begun += copies;
+        Some((work, faults))
     }
 }
 
@@ -205,12 +245,45 @@ impl Device for HostDevice {
         if queue.closed {
             return Err(DeviceError::Closed);
         }
-        match urgency {
-            Urgency::Demand => queue.demand.extend(copies),
-            Urgency::WriteBack => queue.write_back.extend(copies),
-        }
+        queue.push(copies.iter().copied().map(Work::Block), urgency);
         self.shared.changed.notify_one();
         Ok(())
+    }
+
+    unsafe fn submit_by_layer(
+        &self,
+        copies: &[BlockCopy],
+        urgency: Urgency,
+    ) -> Result<Arc<LayerProgress>, DeviceError> {
+        copies.iter().try_for_each(|copy| self.shared.check(copy))?;
+        if copies.iter().any(|copy| copy.direction == Direction::ToHost) {
+            return Err(DeviceError::NotALoad);
+        }
+        let layers = self.shared.placement.layout().layers();
+        let progress = LayerProgress::new((0..layers).map(|layer| layer..layer + 1).collect());
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            return Err(DeviceError::Closed);
+        }
+        queue.push([Work::Layers(copies.to_vec(), Arc::clone(&progress))], urgency);
+        self.shared.changed.notify_one();
+        Ok(progress)
+    }
+
+    fn zero(&self, blocks: &[SlotId]) -> Result<(), DeviceError> {
+        let zeros = vec![0; self.shared.placement.layout().bytes_per_block()];
+        blocks.iter().try_for_each(|&block| self.shared.open_block(block, zeros.len()).map(drop))?;
+        blocks.iter().try_for_each(|&block| self.upload(block, &zeros))
+    }
+
+    fn digest(&self, blocks: &[SlotId]) -> Result<Vec<BlockDigest>, DeviceError> {
+        let mut bytes = vec![0; self.shared.placement.layout().bytes_per_block()];
+        let digest = |&block: &SlotId| {
+            self.download(block, &mut bytes)?;
+            let nonzero = bytes.iter().filter(|&&byte| byte != 0).count() as u64;
+            Ok(BlockDigest { checksum: kv_core::payload_checksum(&bytes), nonzero })
+        };
+        blocks.iter().map(digest).collect()
     }
 
     fn upload(&self, block: SlotId, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -309,6 +382,31 @@ impl Shared {
         };
         Ok(Verified::by_status(copy.job, copy.host.len, done)?)
     }
+
+    /// Copies layer after layer, each of all blocks. A fault leaves garbage in its block.
+    fn copy_layers(&self, copies: &[BlockCopy], faults: &[Option<TransferError>], progress: &LayerProgress) {
+        let layout = self.placement.layout();
+        for layer in 0..layout.layers() {
+            let start = layer as usize * layout.bytes_per_layer();
+            let part = start..start + layout.bytes_per_layer();
+            for (copy, fault) in copies.iter().zip(faults) {
+                // Both were checked when the copy was submitted.
+                let fragments = self.placement.fragments(copy.device_block);
+                let (Some(fragments), Some(host)) = (fragments, self.host.slice(copy.host)) else { continue };
+                // SAFETY: as in `copy`; nobody writes these bytes until the copy is completed.
+                let host = unsafe { host.as_ref() };
+                let mut hbm = self.hbm.lock();
+                match fault {
+                    None => hbm.scatter_part(host, part.clone(), fragments),
+                    Some(error) => {
+                        progress.fail(*error);
+                        hbm.scatter_part(&vec![GARBAGE; host.len()], part.clone(), fragments)
+                    }
+                };
+            }
+            progress.arrived(layer + 1);
+        }
+    }
 }
 
 /// The copying thread. However it ends, all that still waits is completed.
@@ -316,14 +414,26 @@ struct Worker<'a>(&'a Shared);
 
 impl Worker<'_> {
     fn run(self) {
-        while let Some((copy, fault)) = self.next() {
-            let result = self.0.copy(&copy, fault);
-            self.0.sink.complete(copy.job, result);
+        while let Some((work, faults)) = self.next() {
+            match work {
+                Work::Block(copy) => {
+                    let result = self.0.copy(&copy, faults.into_iter().next().flatten());
+                    self.0.sink.complete(copy.job, result);
+                }
+                Work::Layers(copies, progress) => {
+                    self.0.copy_layers(&copies, &faults, &progress);
+                    for (copy, fault) in copies.iter().zip(faults) {
+                        let whole = copy.host.len;
+                        let copied = Verified::by_status(copy.job, whole, whole).map_err(TransferError::from);
+                        self.0.sink.complete(copy.job, fault.map_or(copied, Err));
+                    }
+                }
+            }
         }
     }
 
-    /// Waits for a copy; `None` when the device is closed.
-    fn next(&self) -> Option<(BlockCopy, Option<TransferError>)> {
+    /// Waits for work; `None` when the device is closed.
+    fn next(&self) -> Option<(Work, Vec<Option<TransferError>>)> {
         let mut queue = self.0.queue.lock();
         loop {
             if queue.closed {
@@ -344,8 +454,8 @@ impl Drop for Worker<'_> {
         let waiting =
             std::mem::take(&mut queue.demand).into_iter().chain(std::mem::take(&mut queue.write_back));
         drop(queue);
-        for copy in waiting {
-            self.0.sink.complete(copy.job, Err(TransferError::Down));
+        for work in waiting {
+            work.refuse(&*self.0.sink);
         }
     }
 }
