@@ -43,7 +43,8 @@ pub use method::{Method, Shape};
 
 use crate::device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
 use crate::driver::{
-    Context, CudaError, Current, DevicePtr, Driver, Event, GpuInfo, NOT_READY, Registration, RuntimeStream, Submission,
+    Context, CudaError, Current, DevicePtr, Driver, Event, GpuInfo, NOT_READY, Registration, RuntimeStream,
+    Submission,
 };
 use crate::layers::LayerProgress;
 use crate::memory::HostMemory;

@@ -15,7 +15,7 @@ use kv_cuda::{BlockCopy, Device, Direction, HostMemory, HostSpan};
 use kvtier_tests::fake_cuda::{Alone, FakeCuda};
 
 /// Page-aligned memory of the test's, as an arena would be.
-pub struct Arena {
+pub(crate) struct Arena {
     at: NonNull<u8>,
     bytes: usize,
 }
@@ -26,20 +26,20 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    pub fn new(bytes: usize) -> Arc<Self> {
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
         let layout = Layout::from_size_align(bytes.max(1), 4096).unwrap();
         // SAFETY: not of size 0.
         let at = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
         Arc::new(Self { at, bytes })
     }
 
-    pub fn write(&self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.bytes);
         // SAFETY: inside; no copy of these bytes is outstanding.
         unsafe { self.at.add(offset).as_ptr().copy_from(bytes.as_ptr(), bytes.len()) };
     }
 
-    pub fn read(&self, offset: usize, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, offset: usize, len: usize) -> Vec<u8> {
         assert!(offset + len <= self.bytes);
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts(self.at.add(offset).as_ptr(), len) }.to_vec()
@@ -64,7 +64,7 @@ unsafe impl HostMemory for Arena {
     }
 }
 
-pub type Completion = (JobId, Result<(), TransferError>);
+pub(crate) type Completion = (JobId, Result<(), TransferError>);
 
 struct Channel(mpsc::Sender<Completion>);
 
@@ -78,18 +78,18 @@ impl CompletionSink for Channel {
 }
 
 /// One device and everything around it. Fields in the order in which they must go.
-pub struct Bench {
-    pub device: CudaDevice,
-    pub arena: Arc<Arena>,
-    pub completions: mpsc::Receiver<Completion>,
-    pub fake: Alone,
-    pub block: usize,
+pub(crate) struct Bench {
+    pub(crate) device: CudaDevice,
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) completions: mpsc::Receiver<Completion>,
+    pub(crate) fake: Alone,
+    pub(crate) block: usize,
     /// Bytes between host blocks.
-    pub pitch: usize,
+    pub(crate) pitch: usize,
 }
 
 /// Bytes that differ from block to block and from seed to seed.
-pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
@@ -103,24 +103,24 @@ pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
 }
 
 /// Llama-like: `layers` layers of K and V, 8 heads of 64, bf16, 16 tokens: 16 KiB for K of one layer.
-pub fn llama(layers: u32) -> KvLayout {
+pub(crate) fn llama(layers: u32) -> KvLayout {
     let heads = Attention::Heads { kv_heads: 8, head_dim: 64, order: HeadOrder::Nhd, kv: KvOrder::Split };
     KvLayout::new(layers, heads, DType::Bf16, Tokens(16)).unwrap()
 }
 
-pub fn pool(layers: u32, blocks: u32, arrangement: Arrangement) -> Placement {
+pub(crate) fn pool(layers: u32, blocks: u32, arrangement: Arrangement) -> Placement {
     Placement::packed(llama(layers), blocks, arrangement).unwrap()
 }
 
 /// A configuration that always copies in one way.
-pub fn forced(method: Method) -> CudaConfig {
+pub(crate) fn forced(method: Method) -> CudaConfig {
     let mut config = CudaConfig::new(0).unwrap();
     config.tuning = CopyTuning { method: Some(method), ..CopyTuning::default() };
     config.patience = Duration::from_secs(20);
     config
 }
 
-pub const METHODS: [Method; 5] = [
+pub(crate) const METHODS: [Method; 5] = [
     Method::EngineLoop,
     Method::EngineBatch,
     Method::Kernel { ctas: 2 },
@@ -129,11 +129,11 @@ pub const METHODS: [Method; 5] = [
 ];
 
 impl Bench {
-    pub fn new(placement: Placement, config: CudaConfig, host_blocks: usize) -> Self {
+    pub(crate) fn new(placement: Placement, config: CudaConfig, host_blocks: usize) -> Self {
         Self::try_new(placement, config, host_blocks, FakeCuda::load().alone()).unwrap()
     }
 
-    pub fn try_new(
+    pub(crate) fn try_new(
         placement: Placement,
         config: CudaConfig,
         host_blocks: usize,
@@ -148,51 +148,51 @@ impl Bench {
     }
 
     /// Where a host block lies; a guard band follows each.
-    pub fn span(&self, host: usize) -> HostSpan {
+    pub(crate) fn span(&self, host: usize) -> HostSpan {
         HostSpan { offset: host * self.pitch + 64, len: self.block }
     }
 
-    pub fn copy(&self, job: u64, direction: Direction, device: u32, host: usize) -> BlockCopy {
+    pub(crate) fn copy(&self, job: u64, direction: Direction, device: u32, host: usize) -> BlockCopy {
         BlockCopy { job: JobId(job), direction, device_block: SlotId(device), host: self.span(host) }
     }
 
-    pub fn submit(&self, copies: &[BlockCopy], urgency: Urgency) {
+    pub(crate) fn submit(&self, copies: &[BlockCopy], urgency: Urgency) {
         // SAFETY: tests use disjoint blocks, and touch them only after the completion.
         unsafe { self.device.submit(copies, urgency) }.unwrap();
     }
 
     /// The next completion; a test that waits longer than this has found a hang.
-    pub fn next(&self) -> Completion {
+    pub(crate) fn next(&self) -> Completion {
         self.completions.recv_timeout(Duration::from_secs(60)).expect("a completion")
     }
 
     /// Waits for so many completions, all of which must be successes.
-    pub fn finish(&self, count: usize) {
+    pub(crate) fn finish(&self, count: usize) {
         for _ in 0..count {
             let (job, result) = self.next();
             assert_eq!(result, Ok(()), "{job:?}");
         }
     }
 
-    pub fn fill_host(&self, host: usize, seed: u64) -> Vec<u8> {
+    pub(crate) fn fill_host(&self, host: usize, seed: u64) -> Vec<u8> {
         let bytes = pattern(self.block, seed);
         self.arena.write(self.span(host).offset, &bytes);
         bytes
     }
 
-    pub fn host(&self, host: usize) -> Vec<u8> {
+    pub(crate) fn host(&self, host: usize) -> Vec<u8> {
         let span = self.span(host);
         self.arena.read(span.offset, span.len)
     }
 
-    pub fn hbm(&self, block: u32) -> Vec<u8> {
+    pub(crate) fn hbm(&self, block: u32) -> Vec<u8> {
         let mut bytes = vec![0; self.block];
         self.device.download(SlotId(block), &mut bytes).unwrap();
         bytes
     }
 
     /// Closes the device; nothing may be left in the driver, and nothing may have been done wrong.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         let Self { device, arena, completions, fake, .. } = self;
         device.close();
         drop(device);
@@ -204,7 +204,7 @@ impl Bench {
 }
 
 /// A calibration of a device where everything costs the same, for tests that do not want to measure.
-pub fn flat() -> Calibration {
+pub(crate) fn flat() -> Calibration {
     use kv_cuda::cuda::{Cost, Curve, DirectionCosts};
     let cost = Cost { fixed: 1e-5, run: Curve::new([(4096, 1e-7), (1 << 20, 2e-5)]) };
     let with = |cost: &Cost| vec![(2, cost.clone())];

@@ -30,7 +30,10 @@ fn round_trip(placement: Placement, method: Method, urgency: Urgency) {
     bench.finish(count);
     for at in 0..count {
         let block = (blocks as usize) - 1 - at;
-        assert!(bench.host(count - 1 - at) == expected[block], "{method} ({chosen}): block {block} was not stored");
+        assert!(
+            bench.host(count - 1 - at) == expected[block],
+            "{method} ({chosen}): block {block} was not stored"
+        );
     }
     for (host, guard) in guards.iter().enumerate() {
         assert_eq!(&bench.arena.read(host * bench.pitch, 64), guard, "{method}: wrote before a host block");
@@ -38,7 +41,8 @@ fn round_trip(placement: Placement, method: Method, urgency: Urgency) {
         assert!(bench.arena.read(behind, bench.pitch - 64 - bench.block).iter().all(|&byte| byte == 0));
     }
 
-    let loads: Vec<_> = (0..count).map(|at| bench.copy(at as u64, ToDevice, at as u32, count - 1 - at)).collect();
+    let loads: Vec<_> =
+        (0..count).map(|at| bench.copy(at as u64, ToDevice, at as u32, count - 1 - at)).collect();
     bench.submit(&loads, urgency);
     bench.finish(count);
     for at in 0..count {
@@ -84,7 +88,9 @@ fn blocks_larger_than_a_piece_are_cut() {
 /// Layouts that allow accesses of 1, 2, 4 and 8 bytes only, and padded ones.
 #[test]
 fn odd_layouts_are_copied() {
-    for (dim, dtype) in [(1, DType::Fp8E4M3), (3, DType::Fp8E4M3), (5, DType::Bf16), (3, DType::F32), (6, DType::F32)] {
+    for (dim, dtype) in
+        [(1, DType::Fp8E4M3), (3, DType::Fp8E4M3), (5, DType::Bf16), (3, DType::F32), (6, DType::F32)]
+    {
         let layout = KvLayout::new(3, Attention::Latent { dim }, dtype, Tokens(7)).unwrap();
         let row = dim as usize * dtype.bytes();
         let strides = Strides {

@@ -30,7 +30,9 @@ fn opening_fails_cleanly_at_every_call() {
         let fake = FakeCuda::load().alone();
         fake.fail_once("*", k, INVALID_VALUE);
         match open(fake) {
-            Err(OpenError::Cuda(_) | OpenError::Driver(_) | OpenError::NotDeviceMemory { .. }) => refused += 1,
+            Err(OpenError::Cuda(_) | OpenError::Driver(_) | OpenError::NotDeviceMemory { .. }) => {
+                refused += 1
+            }
             Err(other) => panic!("call {k}: {other}"),
             // The k-th call comes after opening, or its failure does not matter.
             Ok(bench) => {
@@ -81,7 +83,9 @@ fn copies_fail_one_by_one_at_every_call() {
                 seen[job.0 as usize] += 1;
                 match result {
                     Ok(()) => assert!(bench.host(job.0 as usize) == expected[job.0 as usize], "{method} {k}"),
-                    Err(TransferError::Device(_) | TransferError::InDoubt | TransferError::Down) => failed += 1,
+                    Err(TransferError::Device(_) | TransferError::InDoubt | TransferError::Down) => {
+                        failed += 1
+                    }
                     Err(other) => panic!("{method} {k}: {other}"),
                 }
             }
@@ -148,7 +152,10 @@ fn a_hang_is_given_up_and_its_memory_stays() {
         for _ in 0..64 {
             let (job, result) = bench.next();
             let lost = if job.0 == 0 { TransferError::Down } else { TransferError::InDoubt };
-            assert!(result == Err(lost) || result == Err(TransferError::Down), "{method}: {job:?} {result:?}");
+            assert!(
+                result == Err(lost) || result == Err(TransferError::Down),
+                "{method}: {job:?} {result:?}"
+            );
         }
         let Bench { device, arena, fake, .. } = bench;
         drop(device);

@@ -29,7 +29,8 @@ fn layers_arrive_in_order_and_whole() {
     for arrangement in [Arrangement::KvOuter, Arrangement::BlockOutermost] {
         for method in METHODS {
             let bench = Bench::new(pool(LAYERS, BLOCKS, arrangement), config(method), BLOCKS as usize);
-            let expected: Vec<_> = (0..BLOCKS).map(|at| bench.fill_host(at as usize, u64::from(at) + 11)).collect();
+            let expected: Vec<_> =
+                (0..BLOCKS).map(|at| bench.fill_host(at as usize, u64::from(at) + 11)).collect();
             let copies: Vec<_> =
                 (0..BLOCKS).map(|at| bench.copy(u64::from(at), ToDevice, at, at as usize)).collect();
             let progress = submit(&bench, &copies);
@@ -41,7 +42,10 @@ fn layers_arrive_in_order_and_whole() {
                 let end = (layer as usize + 1) * per_layer;
                 for at in [0, BLOCKS / 2, BLOCKS - 1] {
                     let found = bench.hbm(at);
-                    assert!(found[..end] == expected[at as usize][..end], "{method}: layer {layer} of block {at}");
+                    assert!(
+                        found[..end] == expected[at as usize][..end],
+                        "{method}: layer {layer} of block {at}"
+                    );
                 }
             }
             assert_eq!(progress.wait(LAYERS), Err(TransferError::Down), "there is no such layer");
@@ -85,7 +89,8 @@ fn a_stream_is_held_until_its_layer_is_there() {
 
 #[test]
 fn a_load_that_fails_says_so_to_everyone_who_waits() {
-    let bench = Bench::new(pool(LAYERS, BLOCKS, Arrangement::KvOuter), config(Method::EngineBatch), BLOCKS as usize);
+    let bench =
+        Bench::new(pool(LAYERS, BLOCKS, Arrangement::KvOuter), config(Method::EngineBatch), BLOCKS as usize);
     let copies: Vec<_> = (0..BLOCKS).map(|at| bench.copy(u64::from(at), ToDevice, at, at as usize)).collect();
     // One call of several fails; what it was about is not there, the rest may be.
     bench.fake.fail_once("cuMemcpyBatchAsync", 3, 1);

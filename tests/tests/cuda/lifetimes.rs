@@ -120,7 +120,8 @@ fn an_arena_is_registered_once() {
     }
     let open = || {
         let placement = pool(2, 4, Arrangement::KvOuter);
-        CudaDevice::open(placement, config(Method::EngineBatch), bench.arena.clone(), Arc::new(Nobody)).unwrap()
+        CudaDevice::open(placement, config(Method::EngineBatch), bench.arena.clone(), Arc::new(Nobody))
+            .unwrap()
     };
     let other = open();
     assert_eq!(bench.fake.live().registrations, 1);
@@ -146,7 +147,8 @@ fn blocks_may_lie_across_registrations() {
                 self.0.send(result.is_ok()).ok();
             }
         }
-        let device = CudaDevice::open(placement, config(method), arena.clone(), Arc::new(Send(sender))).unwrap();
+        let device =
+            CudaDevice::open(placement, config(method), arena.clone(), Arc::new(Send(sender))).unwrap();
         assert_eq!(fake.live().registrations, 2);
         let expected = pattern(block, 21);
         device.upload(SlotId(3), &expected).unwrap();

@@ -8,7 +8,9 @@ use kv_core::layout::Arrangement;
 use kv_cuda::Direction::{ToDevice, ToHost};
 use kv_cuda::HostMemory;
 use kv_cuda::cuda::{CudaConfig, Method, PoolMemory};
-use kv_cuda::driver::{Context, CopyList, DeviceBuffer, Driver, PinnedBuffer, Stream, StreamPriority, Submission};
+use kv_cuda::driver::{
+    Context, CopyList, DeviceBuffer, Driver, PinnedBuffer, Stream, StreamPriority, Submission,
+};
 use kvtier_tests::fake_cuda::FakeCuda;
 
 use crate::bench::{Bench, METHODS, flat, forced, pattern, pool};
@@ -52,7 +54,12 @@ impl Runtime {
 }
 
 /// One block in the runtime's tensor; copies wait for the runtime's stream if `ordered`.
-fn on_runtime(runtime: &Runtime, method: Method, ordered: bool, fake: kvtier_tests::fake_cuda::Alone) -> Bench {
+fn on_runtime(
+    runtime: &Runtime,
+    method: Method,
+    ordered: bool,
+    fake: kvtier_tests::fake_cuda::Alone,
+) -> Bench {
     let mut config = forced(method);
     config.tuning.calibration = Some(flat());
     config.pool = PoolMemory::Borrow { buffers: vec![runtime.tensor.at()], owner: runtime.tensor.clone() };
@@ -137,8 +144,7 @@ fn demand_overtakes_write_backs() {
         let bench = Bench::new(pool(4, blocks, Arrangement::KvOuter), config, blocks as usize);
         let first = (blocks - 1) as usize;
         bench.fake.stall();
-        let stores: Vec<_> =
-            (0..first).map(|at| bench.copy(at as u64, ToHost, at as u32, at)).collect();
+        let stores: Vec<_> = (0..first).map(|at| bench.copy(at as u64, ToHost, at as u32, at)).collect();
         bench.submit(&stores, Urgency::WriteBack);
         // The GPU has all that it is given at once.
         let since = Instant::now();
@@ -158,7 +164,8 @@ fn demand_overtakes_write_backs() {
             before += 1;
         }
         // Kernels are given more at once, because they do not stand in anybody's queue.
-        let at_once = if matches!(method, Method::Kernel { .. } | Method::Bulk { .. }) { 32 << 20 } else { 4 << 20 };
+        let at_once =
+            if matches!(method, Method::Kernel { .. } | Method::Bulk { .. }) { 32 << 20 } else { 4 << 20 };
         assert!(before * bench.block <= 2 * at_once, "{method}: {before} of {first} blocks went before");
         assert!(first * bench.block > 3 * at_once, "the test has enough to overtake");
         bench.finish(first - before);
