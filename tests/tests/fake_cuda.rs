@@ -28,7 +28,6 @@ type Handle = usize;
 
 driver! {
     cuInit(flags: c_uint);
-    cuDriverGetVersion(version: *mut c_int);
     cuDevicePrimaryCtxRetain(out: *mut Handle, device: c_int);
     cuDevicePrimaryCtxRelease_v2(device: c_int);
     cuCtxSetCurrent(context: Handle);
@@ -702,18 +701,13 @@ fn what_is_not_given_back_is_counted() {
 }
 
 #[test]
-fn a_context_is_needed_and_so_is_cu_init() {
+fn a_context_is_needed() {
     let gpu = Gpu::new();
     let mut address = 0;
     ok(cuCtxSetCurrent(0));
     assert_eq!(cuMemAlloc_v2(&raw mut address, 8), 201);
     let other = std::thread::scope(|scope| scope.spawn(|| cuStreamQuery(0)).join().unwrap());
     assert_eq!(other, 201, "a context is current in one thread");
-    gpu.fake.reset();
-    let (mut context, mut version) = (0, 0);
-    assert_eq!(cuDevicePrimaryCtxRetain(&raw mut context, 0), 3);
-    ok(cuDriverGetVersion(&raw mut version));
-    assert_eq!(version, 12080);
     gpu.fake.configure(|s| s.devices = 0);
     assert_eq!(cuInit(0), 100);
 }

@@ -40,6 +40,7 @@ struct Driver {
     std::mutex mutex;
     std::condition_variable changed;
     FakeSettings settings = usual_settings();
+    // cuInit is done once in a process, and no reset undoes it.
     bool initialised = false;
     bool stalled = false;
     // Counts resets: what was waiting in an earlier life gives up.

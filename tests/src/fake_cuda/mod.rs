@@ -132,7 +132,8 @@ impl FakeCuda {
         Alone { fake: self, _turn: turn }
     }
 
-    /// Forgets everything: objects, memory, plans, traces. Handles of before are invalid from now on.
+    /// Forgets everything but that the driver was initialised: objects, memory, plans, traces. Handles of
+    /// before are invalid from now on.
     pub fn reset(&self) {
         self.control.reset();
     }
