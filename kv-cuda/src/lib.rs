@@ -11,6 +11,7 @@
 //! copy, and the safety contract of the crate. [`HostDevice`] is a device made of ordinary memory and one
 //! thread: the whole interface on a machine without a GPU. No device that drives a GPU exists yet.
 
+mod choice;
 pub mod cuda;
 mod device;
 pub mod driver;
@@ -19,6 +20,7 @@ pub mod kernels;
 mod layers;
 mod memory;
 
+pub use choice::{BadDevice, ChoiceError, ChosenDevice, DeviceChoice};
 pub use device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
 pub use host::HostDevice;
 pub use layers::LayerProgress;

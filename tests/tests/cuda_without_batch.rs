@@ -32,7 +32,8 @@ fn copies_are_made_one_by_one() {
         let loads: Vec<_> = (0..8).map(|at| bench.copy(at, ToDevice, at as u32 + 8, at as usize)).collect();
         bench.submit(&loads, Urgency::Demand);
         bench.finish(8);
-        let stores: Vec<_> = (0..8).map(|at| bench.copy(at, ToHost, at as u32 + 8, 7 - at as usize)).collect();
+        let stores: Vec<_> =
+            (0..8).map(|at| bench.copy(at, ToHost, at as u32 + 8, 7 - at as usize)).collect();
         bench.submit(&stores, Urgency::WriteBack);
         bench.finish(8);
         for (at, bytes) in expected.iter().enumerate() {
