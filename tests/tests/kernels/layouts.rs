@@ -66,7 +66,6 @@ fn place(tensors: Tensors, shape: Shape) -> Placed {
         buffer_steps[AXES.iter().position(|&name| name == axis).expect("an axis")] = num_buffers;
         num_buffers *= count(axis);
     }
-    // Aligned to 16 bytes by taking whole u128.
     let buffers = vec![vec![0; step]; num_buffers];
     Placed { shape, view_steps, buffer_steps, block_step, buffers }
 }
