@@ -1,8 +1,8 @@
 /*
  * CUDA's words for the host compiler: runs every (CTA, thread) of a kernel. For tests.
  *
- * CTAs run one after another, in an order that the seed chooses. In a CTA a thread runs until it waits (at a
- * barrier, a shuffle, an mbarrier) or ends; then the next runs, in an order that the seed chooses anew. So
+ * CTAs run one after another, and in a CTA warp after warp until each waits for others, in an order that the seed
+ * chooses anew all the time. A thread runs until it waits (at a barrier, a shuffle, an mbarrier) or ends. So
  * whatever a kernel leaves to chance between two barriers, some seed does the wrong way round.
  *
  * A launch that cannot go on as written ends the process with a message: threads of a CTA at different
@@ -175,34 +175,31 @@ inline void run_thread(uint32_t index)
     l.progress |= thread.state != State::polling;
 }
 
-/* Lets go every warp barrier that all lanes it names have reached. */
-inline bool release_warps()
+/* Lets go the barriers of a warp that all lanes they name have reached. */
+inline void release_warp(uint32_t warp)
 {
     std::vector<Thread> &threads = launch().threads;
-    bool released = false;
-    for (size_t i = 0; i < threads.size(); ++i) {
+    const size_t first = static_cast<size_t>(warp) * 32;
+    const size_t end = std::min(first + 32, threads.size());
+    for (size_t i = first; i < end; ++i) {
         if (threads[i].state != State::at_warp_barrier) {
             continue;
         }
-        const size_t warp = i / 32 * 32;
-        const size_t end = std::min(warp + 32, threads.size());
         const uint32_t mask = threads[i].warp_mask;
         bool all = true;
-        for (size_t lane = warp; lane < end; ++lane) {
+        for (size_t lane = first; lane < end; ++lane) {
             const Thread &thread = threads[lane];
-            if ((mask >> (lane - warp) & 1) == 0 || thread.state == State::ended) {
+            if ((mask >> (lane - first) & 1) == 0 || thread.state == State::ended) {
                 continue;
             }
             all &= thread.state == State::at_warp_barrier && thread.warp_mask == mask && thread.site == threads[i].site;
         }
-        for (size_t lane = warp; all && lane < end; ++lane) {
-            if ((mask >> (lane - warp) & 1) != 0 && threads[lane].state != State::ended) {
+        for (size_t lane = first; all && lane < end; ++lane) {
+            if ((mask >> (lane - first) & 1) != 0 && threads[lane].state != State::ended) {
                 threads[lane].state = State::ready;
-                released = true;
             }
         }
     }
-    return released;
 }
 
 /* Lets go the barrier of the CTA if all threads have reached it. */
@@ -257,35 +254,66 @@ inline bool release_block()
 void start_async(uint32_t threads);
 void end_async();
 
+/* Runs each thread of a warp that can go on, in any order. False if there is none. */
+inline bool run_warp(uint32_t warp, bool polling)
+{
+    Launch &l = launch();
+    std::vector<uint32_t> order;
+    for (uint32_t i = warp * 32; i < l.block.x && i < warp * 32 + 32; ++i) {
+        const State state = l.threads[i].state;
+        if (state == State::fresh || state == State::ready || (polling && state == State::polling)) {
+            order.push_back(i);
+        }
+    }
+    shuffle_order(order);
+    for (uint32_t i : order) {
+        run_thread(i);
+    }
+    release_warp(warp);
+    return !order.empty();
+}
+
+/*
+ * Runs a CTA. One warp goes on until it waits for others, then the next: between two barriers a warp may be as
+ * far ahead of another as it can get. Which goes first changes with every barrier, and now and then between.
+ */
 inline void run_block()
 {
     Launch &l = launch();
     l.threads.assign(l.block.x, Thread());
     memset(__start_kv_shared, KV_SHIM_POISON, static_cast<size_t>(__stop_kv_shared - __start_kv_shared));
     start_async(l.block.x);
-    std::vector<uint32_t> order;
+    std::vector<uint32_t> warps((l.block.x + 31) / 32);
+    for (uint32_t i = 0; i < warps.size(); ++i) {
+        warps[i] = i;
+    }
+    shuffle_order(warps);
     for (;;) {
-        order.clear();
-        for (uint32_t i = 0; i < l.block.x; ++i) {
-            const State state = l.threads[i].state;
-            if (state == State::fresh || state == State::ready || state == State::polling) {
-                order.push_back(i);
-            }
+        if (seed() != 0 && next_random(l.random) % 16 == 0) {
+            shuffle_order(warps);
         }
-        shuffle_order(order);
+        bool ran = false;
+        for (size_t i = 0; i < warps.size() && !ran; ++i) {
+            ran = run_warp(warps[i], false);
+        }
+        if (ran) {
+            continue;
+        }
+        /* All wait or ended. */
+        if (release_block()) {
+            shuffle_order(warps);
+            continue;
+        }
         l.progress = false;
-        for (uint32_t i : order) {
-            run_thread(i);
+        for (uint32_t warp : warps) {
+            ran |= run_warp(warp, true);
         }
-        size_t live = 0;
-        for (const Thread &thread : l.threads) {
-            live += thread.state != State::ended;
-        }
-        if (live == 0) {
+        if (!l.progress) {
             break;
         }
-        const bool released = release_warps() | release_block();
-        if (!released && !l.progress) {
+    }
+    for (const Thread &thread : l.threads) {
+        if (thread.state != State::ended) {
             fail_deadlock();
         }
     }
