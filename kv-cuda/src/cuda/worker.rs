@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,6 +95,12 @@ impl Worker {
 
     /// Works until the device is closed and nothing is under way.
     pub(super) fn run(mut self) {
+        // Pauses of microseconds: by default the kernel would round them up by 50.
+        if rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).is_err() {
+            tracing::warn!(
+                "timers of the copying thread stay coarse: write-backs may leave gaps on the link"
+            );
+        }
         let current = match self.shared.context.enter() {
             Ok(current) => current,
             Err(error) => return self.shared.go_down(&error),
