@@ -1,46 +1,23 @@
 //! The CUDA kernels, compiled for the host from their own sources: `kernels/host/shim.h` says how they run.
 //!
-//! The library is compiled on first use by `$CXX` or `c++`, kept in the target folder under the hash of what
-//! it is made of, and shared by all test processes. `KV_HOST_SANITIZE` (`address`, `undefined`, `alignment`)
-//! adds that sanitizer; for `address` run the tests with `LD_PRELOAD=$(c++ -print-file-name=libasan.so)`.
+//! `KV_HOST_SANITIZE` (`address`, `undefined`, `alignment`) adds that sanitizer; for `address` run the tests
+//! with `LD_PRELOAD=$(c++ -print-file-name=libasan.so)`.
 
 use std::ffi::{c_char, c_void};
-use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
 use kv_cuda::kernels::args::{kv_copy_args, kv_digest_args, kv_gemm_args, kv_zero_args};
 use libloading::{Library, Symbol};
 
+use crate::cxx::{self, CxxError};
+
 /// Why there are no host kernels.
 #[derive(Debug, thiserror::Error)]
 pub enum HostKernelsError {
-    /// A file cannot be read or written.
-    #[error("{}: {source}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What happened.
-        source: io::Error,
-    },
-    /// No compiler by that name.
-    #[error("cannot run the C++ compiler {compiler:?} ({source}); install g++, or name one in CXX")]
-    NoCompiler {
-        /// `$CXX` or `c++`.
-        compiler: String,
-        /// What happened.
-        source: io::Error,
-    },
-    /// The sources do not compile.
-    #[error("{compiler} failed:\n{output}")]
-    Compile {
-        /// `$CXX` or `c++`.
-        compiler: String,
-        /// What it printed.
-        output: String,
-    },
+    /// They could not be compiled.
+    #[error(transparent)]
+    Compile(#[from] CxxError),
     /// The library cannot be loaded, or has not what it must have.
     #[error(transparent)]
     Load(#[from] libloading::Error),
@@ -54,98 +31,28 @@ pub enum HostKernelsError {
     },
 }
 
-/// For `map_err` on operations on `path`.
-fn at(path: &Path) -> impl FnOnce(io::Error) -> HostKernelsError {
-    let path = path.to_owned();
-    |source| HostKernelsError::Io { path, source }
-}
-
 /// `kernels/` of this repository.
 #[must_use]
 pub fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels")
 }
 
-/// The compiled library, made if it is not there.
-///
-/// # Errors
-/// No compiler, or what it does not like.
-pub fn library() -> Result<PathBuf, HostKernelsError> {
-    // The test program lies in target/PROFILE/deps.
-    let program = std::env::current_exe().map_err(at(Path::new("this program")))?;
-    let folder = program.ancestors().nth(2).unwrap_or(Path::new(".")).join("host-kernels");
-    fs::create_dir_all(&folder).map_err(at(&folder))?;
-    let command = Compiler::from_env();
-    let library = folder.join(format!("libkv_host_kernels-{:016x}.so", command.key(&sources())?));
-
-    let lock_path = folder.join("lock");
-    let lock = File::create(&lock_path).map_err(at(&lock_path))?;
-    lock.lock().map_err(at(&lock_path))?;
-    if !library.exists() {
-        let unfinished = library.with_extension("part");
-        command.compile(&sources(), &unfinished)?;
-        fs::rename(&unfinished, &library).map_err(at(&library))?;
+/// The library that is made of `kernels`, this repository's or a copy, with the sanitizer that
+/// `KV_HOST_SANITIZE` names.
+#[must_use]
+pub fn library(kernels: &Path) -> cxx::Library {
+    // -O2 and -g take twice as long to compile, and the tests not a tenth less.
+    let flags = ["-O1", "-g0", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"];
+    let mut flags: Vec<String> = flags.map(str::to_owned).to_vec();
+    if let Ok(sanitizer) = std::env::var("KV_HOST_SANITIZE") {
+        flags.push(format!("-fsanitize={sanitizer}"));
+        flags.push("-fno-sanitize-recover=all".to_owned());
     }
-    Ok(library)
-}
-
-/// How kernels are compiled for the host.
-#[derive(Clone, Debug)]
-pub struct Compiler {
-    program: String,
-    flags: Vec<String>,
-}
-
-impl Compiler {
-    /// `$CXX` or `c++`, with the sanitizer that `KV_HOST_SANITIZE` names.
-    #[must_use]
-    pub fn from_env() -> Self {
-        let program = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-        // -O2 takes twice as long to compile, and the tests not a tenth less.
-        let flags =
-            "-std=c++17 -O1 -shared -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unknown-pragmas";
-        let mut flags: Vec<String> = flags.split(' ').map(str::to_owned).collect();
-        if let Ok(sanitizer) = std::env::var("KV_HOST_SANITIZE") {
-            flags.push(format!("-fsanitize={sanitizer}"));
-            flags.push("-fno-sanitize-recover=all".to_owned());
-        }
-        Self { program, flags }
-    }
-
-    /// Compiles `kernels/host/kernels.cpp` of a copy of `kernels/` to a library.
-    ///
-    /// # Errors
-    /// No compiler, or what it does not like.
-    pub fn compile(&self, kernels: &Path, library: &Path) -> Result<(), HostKernelsError> {
-        let output = Command::new(&self.program)
-            .args(&self.flags)
-            .arg("-I")
-            .arg(kernels)
-            .arg(kernels.join("host/kernels.cpp"))
-            .arg("-o")
-            .arg(library)
-            .output()
-            .map_err(|source| HostKernelsError::NoCompiler { compiler: self.program.clone(), source })?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let output = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(HostKernelsError::Compile { compiler: self.program.clone(), output })
-    }
-
-    /// Hash of everything that the library is made of.
-    fn key(&self, kernels: &Path) -> Result<u64, HostKernelsError> {
-        let mut all = format!("{self:?}").into_bytes();
-        for folder in [kernels.to_owned(), kernels.join("host")] {
-            let entries = fs::read_dir(&folder).map_err(at(&folder))?;
-            let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-            files.sort();
-            for file in files.iter().filter(|file| file.is_file()) {
-                all.extend(file.to_string_lossy().as_bytes());
-                all.extend(fs::read(file).map_err(at(file))?);
-            }
-        }
-        Ok(kv_core::payload_checksum(&all))
+    cxx::Library {
+        name: "kv_host_kernels".to_owned(),
+        sources: vec![kernels.join("host/kernels.cpp")],
+        include: vec![kernels.to_owned()],
+        flags,
     }
 }
 
@@ -185,13 +92,15 @@ impl HostKernels {
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<HostKernels> = OnceLock::new();
         SHARED.get_or_init(|| {
-            library()
+            library(&sources())
+                .build()
+                .map_err(HostKernelsError::from)
                 .and_then(|path| Self::load(&path))
                 .unwrap_or_else(|error| panic!("host kernels: {error}"))
         })
     }
 
-    /// Loads a library that [`Compiler::compile`] made.
+    /// Loads a library that was compiled.
     ///
     /// # Errors
     /// What the loader does not like.

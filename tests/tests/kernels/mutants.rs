@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::Mutex;
 
-use kvtier_tests::host_kernels::{Compiler, HostKernels, sources};
+use kvtier_tests::host_kernels::{self, HostKernels, sources};
 
 use super::checks;
 
@@ -189,7 +189,7 @@ fn build(mutant: Option<&Mutant>, folder: &Path) -> std::path::PathBuf {
         fs::write(&file, source.replace(mutant.from, mutant.to)).unwrap();
     }
     let library = folder.join("libkv_host_kernels.so");
-    Compiler::from_env().compile(folder, &library).unwrap_or_else(|error| panic!("{error}"));
+    host_kernels::library(folder).compile(&library).unwrap_or_else(|error| panic!("{error}"));
     library
 }
 
