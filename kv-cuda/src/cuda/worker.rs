@@ -246,15 +246,16 @@ impl Worker {
         true
     }
 
-    /// Takes leave of pieces that are over.
+    /// Takes leave of pieces that are over; of one transfer in order, so that layers arrive in order.
     fn collect(&mut self) -> bool {
         let mut progress = false;
         let mut at = 0;
-        while at < self.flights.len() {
-            match self.flights[at].done.is_done() {
+        while let Some(flight) = self.flights.get(at) {
+            let before = &self.flights[..at];
+            let waits = before.iter().any(|earlier| Rc::ptr_eq(&earlier.transfer, &flight.transfer));
+            match if waits { Ok(false) } else { flight.done.is_done() } {
                 Ok(false) => at += 1,
                 Ok(true) => {
-                    // In order, so that layers arrive in order.
                     let flight = self.flights.remove(at);
                     self.land(flight);
                     progress = true;
