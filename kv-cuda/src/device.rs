@@ -9,7 +9,7 @@ use kv_core::layout::Placement;
 
 use crate::driver::CudaError;
 use crate::layers::LayerProgress;
-use crate::memory::HostSpan;
+use crate::memory::{HostMemory, HostSpan};
 
 /// Which way a block is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +95,46 @@ pub enum DeviceError {
     /// The operating system gave no thread.
     #[error("cannot start the device's thread: {0}")]
     Thread(#[source] std::io::Error),
+}
+
+/// What every device checks before it takes a call.
+pub(crate) struct Checks<'a> {
+    pub(crate) placement: &'a Placement,
+    pub(crate) host: &'a (dyn HostMemory + 'static),
+}
+
+impl Checks<'_> {
+    pub(crate) fn length(&self, len: usize) -> Result<(), DeviceError> {
+        let block_bytes = self.placement.layout().bytes_per_block();
+        if len == block_bytes { Ok(()) } else { Err(DeviceError::WrongLength { len, block_bytes }) }
+    }
+
+    pub(crate) fn block(&self, block: SlotId) -> Result<(), DeviceError> {
+        let num_blocks = self.placement.num_blocks();
+        if block.0 < num_blocks {
+            Ok(())
+        } else {
+            Err(DeviceError::NoSuchBlock { block: block.0, num_blocks })
+        }
+    }
+
+    pub(crate) fn copies(&self, copies: &[BlockCopy]) -> Result<(), DeviceError> {
+        copies.iter().try_for_each(|copy| {
+            self.length(copy.host.len)?;
+            self.block(copy.device_block)?;
+            match self.host.slice(copy.host) {
+                Some(_) => Ok(()),
+                None => Err(DeviceError::NotRegistered { span: copy.host, size: self.host.size() }),
+            }
+        })
+    }
+
+    /// Layered copies all go to the device.
+    pub(crate) fn loads(&self, copies: &[BlockCopy]) -> Result<(), DeviceError> {
+        self.copies(copies)?;
+        let stores = copies.iter().any(|copy| copy.direction == Direction::ToHost);
+        if stores { Err(DeviceError::NotALoad) } else { Ok(()) }
+    }
 }
 
 /// A pool of KV blocks on a device, and the engine that copies them.

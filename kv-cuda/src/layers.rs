@@ -41,16 +41,7 @@ impl LayerProgress {
     /// Why it never will. [`TransferError::Down`] also for a layer that the load does not have.
     pub fn wait(&self, layer: u32) -> Result<(), TransferError> {
         self.group_of(layer)?;
-        let mut state = self.state.lock();
-        loop {
-            if state.arrived > layer {
-                return Ok(());
-            }
-            if let Some(error) = state.failed {
-                return Err(error);
-            }
-            self.changed.wait(&mut state);
-        }
+        self.until(layer, |_| None::<()>).map(drop)
     }
 
     /// Lets work that is queued in `stream` from now on wait for a layer, on the GPU. Blocks the calling
@@ -65,23 +56,28 @@ impl LayerProgress {
     /// completions say so, and the blocks then hold anything.
     pub unsafe fn hold(&self, layer: u32, stream: RuntimeStream) -> Result<(), TransferError> {
         let group = self.group_of(layer)?;
-        let event = {
-            let mut state = self.state.lock();
-            loop {
-                if state.arrived > layer {
-                    return Ok(());
-                }
-                if let Some(error) = state.failed {
-                    return Err(error);
-                }
-                if let Some(event) = state.queued.get(group) {
-                    break Arc::clone(event);
-                }
-                self.changed.wait(&mut state);
+        match self.until(layer, |state| state.queued.get(group).cloned())? {
+            // SAFETY: the caller answers for the stream.
+            Some(event) => unsafe { event.hold_runtime(stream) }.map_err(|_| TransferError::Down),
+            None => Ok(()),
+        }
+    }
+
+    /// Blocks until a layer has arrived (`None`), `found` finds something, or the load has failed.
+    fn until<T>(&self, layer: u32, found: impl Fn(&State) -> Option<T>) -> Result<Option<T>, TransferError> {
+        let mut state = self.state.lock();
+        loop {
+            if state.arrived > layer {
+                return Ok(None);
             }
-        };
-        // SAFETY: the caller answers for the stream.
-        unsafe { event.hold_runtime(stream) }.map_err(|_| TransferError::Down)
+            if let Some(error) = state.failed {
+                return Err(error);
+            }
+            if let Some(found) = found(&state) {
+                return Ok(Some(found));
+            }
+            self.changed.wait(&mut state);
+        }
     }
 
     fn group_of(&self, layer: u32) -> Result<usize, TransferError> {

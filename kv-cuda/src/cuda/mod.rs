@@ -41,7 +41,7 @@ pub use error::OpenError;
 pub use launch::{Kernels, Side, Walk};
 pub use method::{Method, Shape};
 
-use crate::device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
+use crate::device::{BlockCopy, BlockDigest, Checks, Device, DeviceError, Direction};
 use crate::driver::{
     Context, CudaError, Current, DevicePtr, Driver, Event, GpuInfo, NOT_READY, Registration, RuntimeStream,
     Submission,
@@ -233,7 +233,7 @@ impl CudaDevice {
         urgency: Urgency,
         streams: &[RuntimeStream],
     ) -> Result<(), DeviceError> {
-        copies.iter().try_for_each(|copy| self.shared.check(copy))?;
+        self.shared.checks().copies(copies)?;
         for direction in [Direction::ToDevice, Direction::ToHost] {
             let copies: Vec<_> = copies.iter().filter(|copy| copy.direction == direction).copied().collect();
             if !copies.is_empty() {
@@ -259,10 +259,7 @@ impl Device for CudaDevice {
         copies: &[BlockCopy],
         urgency: Urgency,
     ) -> Result<Arc<LayerProgress>, DeviceError> {
-        copies.iter().try_for_each(|copy| self.shared.check(copy))?;
-        if copies.iter().any(|copy| copy.direction == Direction::ToHost) {
-            return Err(DeviceError::NotALoad);
-        }
+        self.shared.checks().loads(copies)?;
         let layout = self.shared.pool.placement().layout();
         let stages = layer_stages(layout.layers(), layout.bytes_per_layer(), copies.len(), LAYER_GROUP);
         let progress = LayerProgress::new(stages.into_iter().map(|(layers, _)| layers).collect());
@@ -285,13 +282,13 @@ impl Device for CudaDevice {
     }
 
     fn upload(&self, block: SlotId, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.shared.check_length(bytes.len())?;
+        self.shared.checks().length(bytes.len())?;
         self.shared
             .with_utility(&[block], |utility, current| utility.upload(current, &self.shared, block, bytes))
     }
 
     fn download(&self, block: SlotId, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.shared.check_length(bytes.len())?;
+        self.shared.checks().length(bytes.len())?;
         self.shared
             .with_utility(&[block], |utility, current| utility.download(current, &self.shared, block, bytes))
     }
@@ -319,27 +316,8 @@ impl Drop for CudaDevice {
 }
 
 impl Shared {
-    fn check_length(&self, len: usize) -> Result<(), DeviceError> {
-        let block_bytes = self.pool.placement().layout().bytes_per_block();
-        if len == block_bytes { Ok(()) } else { Err(DeviceError::WrongLength { len, block_bytes }) }
-    }
-
-    fn check_block(&self, block: SlotId) -> Result<(), DeviceError> {
-        let num_blocks = self.pool.placement().num_blocks();
-        if block.0 < num_blocks {
-            Ok(())
-        } else {
-            Err(DeviceError::NoSuchBlock { block: block.0, num_blocks })
-        }
-    }
-
-    fn check(&self, copy: &BlockCopy) -> Result<(), DeviceError> {
-        self.check_length(copy.host.len)?;
-        self.check_block(copy.device_block)?;
-        match self.host.slice(copy.host) {
-            Some(_) => Ok(()),
-            None => Err(DeviceError::NotRegistered { span: copy.host, size: self.host.size() }),
-        }
+    fn checks(&self) -> Checks<'_> {
+        Checks { placement: self.pool.placement(), host: &*self.host }
     }
 
     /// Whether the device takes calls.
@@ -519,7 +497,7 @@ impl Shared {
         blocks: &[SlotId],
         work: impl FnOnce(&mut Utility, &Current) -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
-        blocks.iter().try_for_each(|&block| self.check_block(block))?;
+        blocks.iter().try_for_each(|&block| self.checks().block(block))?;
         let mut utility = self.utility.lock();
         Self::check_open(&self.queue.lock())?;
         let current = self.context.enter()?;

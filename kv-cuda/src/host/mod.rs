@@ -11,7 +11,7 @@ use kv_core::job::{CompletionSink, TransferError, Urgency};
 use kv_core::layout::{Fragments, Placement};
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
+use crate::device::{BlockCopy, BlockDigest, Checks, Device, DeviceError, Direction};
 use crate::layers::LayerProgress;
 use crate::memory::HostMemory;
 
@@ -240,7 +240,7 @@ impl Device for HostDevice {
     }
 
     unsafe fn submit(&self, copies: &[BlockCopy], urgency: Urgency) -> Result<(), DeviceError> {
-        copies.iter().try_for_each(|copy| self.shared.check(copy))?;
+        self.shared.checks().copies(copies)?;
         let mut queue = self.shared.queue.lock();
         if queue.closed {
             return Err(DeviceError::Closed);
@@ -255,10 +255,7 @@ impl Device for HostDevice {
         copies: &[BlockCopy],
         urgency: Urgency,
     ) -> Result<Arc<LayerProgress>, DeviceError> {
-        copies.iter().try_for_each(|copy| self.shared.check(copy))?;
-        if copies.iter().any(|copy| copy.direction == Direction::ToHost) {
-            return Err(DeviceError::NotALoad);
-        }
+        self.shared.checks().loads(copies)?;
         let layers = self.shared.placement.layout().layers();
         let progress = LayerProgress::new((0..layers).map(|layer| layer..layer + 1).collect());
         let mut queue = self.shared.queue.lock();
@@ -320,30 +317,18 @@ impl Drop for HostDevice {
 }
 
 impl Shared {
-    fn fragments(&self, block: SlotId) -> Result<Fragments, DeviceError> {
+    fn checks(&self) -> Checks<'_> {
+        Checks { placement: &self.placement, host: &*self.host }
+    }
+
+    /// Fragments of a block, if the device is open, has that block, and it has `len` bytes.
+    fn open_block(&self, block: SlotId, len: usize) -> Result<Fragments, DeviceError> {
+        if self.queue.lock().closed {
+            return Err(DeviceError::Closed);
+        }
+        self.checks().length(len)?;
         let num_blocks = self.placement.num_blocks();
         self.placement.fragments(block).ok_or(DeviceError::NoSuchBlock { block: block.0, num_blocks })
-    }
-
-    /// Fragments of a block, if it exists and has `len` bytes.
-    fn block(&self, block: SlotId, len: usize) -> Result<Fragments, DeviceError> {
-        let block_bytes = self.placement.layout().bytes_per_block();
-        if len != block_bytes {
-            return Err(DeviceError::WrongLength { len, block_bytes });
-        }
-        self.fragments(block)
-    }
-
-    fn open_block(&self, block: SlotId, len: usize) -> Result<Fragments, DeviceError> {
-        if self.queue.lock().closed { Err(DeviceError::Closed) } else { self.block(block, len) }
-    }
-
-    fn check(&self, copy: &BlockCopy) -> Result<(), DeviceError> {
-        self.block(copy.device_block, copy.host.len)?;
-        match self.host.slice(copy.host) {
-            Some(_) => Ok(()),
-            None => Err(DeviceError::NotRegistered { span: copy.host, size: self.host.size() }),
-        }
     }
 
     /// Makes a copy that was submitted.
