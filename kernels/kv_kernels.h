@@ -10,8 +10,9 @@
  *   for block  for i0 < count[0]  for i1 < count[1]  for i2 < count[2]  for i3 < count[3]
  *     run at  buffer_address[sum i*buffer_step] + block offset + sum i*step
  *
- * Index arithmetic is 32-bit: a launch has fewer than KV_MAX_VECTORS vectors (the caller splits). Addresses
- * and byte offsets are 64-bit.
+ * Index arithmetic is 32-bit: a launch has fewer than KV_MAX_VECTORS vectors (the caller splits), and a nest
+ * fewer than KV_MAX_VECTORS runs. Addresses and byte offsets are 64-bit. Any grid works. While a launch
+ * runs nobody writes its table of buffers or its kv_block.
  */
 #ifndef KV_KERNELS_H
 #define KV_KERNELS_H
@@ -39,7 +40,7 @@ typedef struct kv_view {
 
 /* What is done to every block. */
 typedef struct kv_nest {
-    kv_divisor count[KV_LEVELS]; /* indices of each level; 1 where a level is not used */
+    kv_divisor count[KV_LEVELS]; /* indices of each level; 1 where a level is not used: best the outer ones */
     kv_divisor run;              /* vectors in a run */
     kv_divisor block;            /* vectors visited of each block: a whole number of runs */
     uint32_t first_run;          /* first run visited of each block, in the order of the nest */
@@ -53,7 +54,8 @@ typedef struct kv_block {
 } kv_block;
 
 /* kv_copy, kv_copy_bulk: copies blocks from one view to the other. `blocks` may be in pinned host memory:
- * a launch needs no upload. */
+ * a launch needs no upload. kv_copy_bulk takes only vectors of 16 bytes, CTAs of 32 threads, and at least 192 bytes
+ * of dynamic shared memory (see bulk.cu; 48 KiB and more for speed). */
 typedef struct kv_copy_args {
     kv_view src;
     kv_view dst;
@@ -78,7 +80,8 @@ typedef struct kv_digest {
     uint64_t nonzero;  /* number of bytes that are not zero */
 } kv_digest;
 
-/* kv_digest_blocks: reads blocks (`src` of each kv_block) and writes one kv_digest for each. */
+/* kv_digest_blocks: reads blocks (`src` of each kv_block) and writes one kv_digest for each. CTAs of a multiple
+ * of 32 threads. */
 typedef struct kv_digest_args {
     kv_view src;
     kv_nest nest;
@@ -88,7 +91,8 @@ typedef struct kv_digest_args {
     uint32_t reserved;
 } kv_digest_args;
 
-/* kv_gemm: c = a * b, row-major float matrices. A load for benchmarks, nothing that kvtier needs. */
+/* kv_gemm: c = a * b, row-major float matrices, CTAs of 256 threads. A load for benchmarks, nothing that kvtier
+ * needs. */
 typedef struct kv_gemm_args {
     uint64_t a;          /* m x k */
     uint64_t b;          /* k x n */

@@ -15,6 +15,7 @@
 
 #include <map>
 
+
 namespace kv_shim {
 
 struct BulkLoad {

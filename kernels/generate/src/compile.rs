@@ -18,8 +18,13 @@ pub(crate) struct Source {
     proofs: &'static [&'static str],
 }
 
-pub(crate) const MODULES: &[Source] =
-    &[Source { name: "copy", arch: "compute_80", proofs: &["sm_80", "sm_90"] }];
+pub(crate) const MODULES: &[Source] = &[
+    Source { name: "copy", arch: "compute_80", proofs: &["sm_80", "sm_90"] },
+    Source { name: "bulk", arch: "compute_90", proofs: &["sm_90"] },
+    Source { name: "zero", arch: "compute_80", proofs: &["sm_80", "sm_90"] },
+    Source { name: "digest", arch: "compute_80", proofs: &["sm_80", "sm_90"] },
+    Source { name: "gemm", arch: "compute_80", proofs: &["sm_80", "sm_90"] },
+];
 
 /// Given to nvcc beside the architecture. Paths are relative, so that none gets into the PTX.
 const FLAGS: &[&str] = &["-ptx", "-O3", "-std=c++17", "-Werror=all-warnings"];

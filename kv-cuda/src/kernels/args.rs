@@ -54,7 +54,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct kv_nest {
-    /// indices of each level; 1 where a level is not used
+    /// indices of each level; 1 where a level is not used: best the outer ones
     pub count: [kv_divisor; 4usize],
     /// vectors in a run
     pub run: kv_divisor,
@@ -98,7 +98,8 @@ const _: () = {
     ["Offset of field: kv_block::dst"][::core::mem::offset_of!(kv_block, dst) - 8usize];
 };
 /** kv_copy, kv_copy_bulk: copies blocks from one view to the other. `blocks` may be in pinned host memory:
- a launch needs no upload.*/
+ a launch needs no upload. kv_copy_bulk takes only vectors of 16 bytes, CTAs of 32 threads, and at least 192 bytes
+ of dynamic shared memory (see bulk.cu; 48 KiB and more for speed).*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct kv_copy_args {
@@ -184,7 +185,8 @@ const _: () = {
         "Offset of field: kv_digest::nonzero",
     ][::core::mem::offset_of!(kv_digest, nonzero) - 8usize];
 };
-/// kv_digest_blocks: reads blocks (`src` of each kv_block) and writes one kv_digest for each.
+/** kv_digest_blocks: reads blocks (`src` of each kv_block) and writes one kv_digest for each. CTAs of a multiple
+ of 32 threads.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct kv_digest_args {
@@ -219,7 +221,8 @@ const _: () = {
         "Offset of field: kv_digest_args::reserved",
     ][::core::mem::offset_of!(kv_digest_args, reserved) - 156usize];
 };
-/// kv_gemm: c = a * b, row-major float matrices. A load for benchmarks, nothing that kvtier needs.
+/** kv_gemm: c = a * b, row-major float matrices, CTAs of 256 threads. A load for benchmarks, nothing that kvtier
+ needs.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct kv_gemm_args {

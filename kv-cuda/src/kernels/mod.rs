@@ -50,18 +50,28 @@ pub enum Threads {
 }
 
 const SM_80: Capability = Capability(8, 0);
+const SM_90: Capability = Capability(9, 0);
+
+/// A module of one kernel, as all of them are.
+macro_rules! module {
+    ($name:literal, $at_least:expr, $kernel:literal($args:ty), $threads:expr) => {
+        Module {
+            name: $name,
+            ptx: include_str!(concat!("../../../kernels/generated/", $name, ".ptx")),
+            at_least: $at_least,
+            kernels: &[Kernel { name: $kernel, arg_bytes: size_of::<$args>(), threads: $threads }],
+        }
+    };
+}
 
 /// Every module.
-pub const MODULES: &[Module] = &[Module {
-    name: "copy",
-    ptx: include_str!("../../../kernels/generated/copy.ptx"),
-    at_least: SM_80,
-    kernels: &[Kernel {
-        name: "kv_copy",
-        arg_bytes: size_of::<args::kv_copy_args>(),
-        threads: Threads::MultipleOf(1, 1024),
-    }],
-}];
+pub const MODULES: &[Module] = &[
+    module!("copy", SM_80, "kv_copy"(args::kv_copy_args), Threads::MultipleOf(1, 1024)),
+    module!("bulk", SM_90, "kv_copy_bulk"(args::kv_copy_args), Threads::Exactly(32)),
+    module!("zero", SM_80, "kv_zero"(args::kv_zero_args), Threads::MultipleOf(1, 1024)),
+    module!("digest", SM_80, "kv_digest_blocks"(args::kv_digest_args), Threads::MultipleOf(32, 1024)),
+    module!("gemm", SM_80, "kv_gemm"(args::kv_gemm_args), Threads::Exactly(256)),
+];
 
 #[cfg(test)]
 mod tests {
