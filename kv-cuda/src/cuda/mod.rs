@@ -43,7 +43,8 @@ pub use method::{Method, Shape};
 
 use crate::device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
 use crate::driver::{
-    Context, CudaError, Current, Driver, Event, GpuInfo, NOT_READY, Registration, RuntimeStream, Submission,
+    Context, CudaError, Current, DevicePtr, Driver, Event, GpuInfo, NOT_READY, Registration, RuntimeStream,
+    Submission,
 };
 use crate::layers::LayerProgress;
 use crate::memory::HostMemory;
@@ -187,6 +188,12 @@ impl CudaDevice {
     #[must_use]
     pub fn gpu(&self) -> &GpuInfo {
         self.shared.context.info()
+    }
+
+    /// First byte of a buffer of the pool, numbered as the placement numbers them.
+    #[must_use]
+    pub fn buffer(&self, index: u32) -> Option<DevicePtr> {
+        self.shared.pool.buffer(index)
     }
 
     /// What was measured when the device was opened, or given.

@@ -67,6 +67,12 @@ impl Stream {
         unsafe { call!(self.context.driver(), cuStreamSynchronize(self.raw)) }
     }
 
+    /// Its handle as a number.
+    #[must_use]
+    pub fn handle(&self) -> RuntimeStream {
+        RuntimeStream(self.raw.expose_provenance() as u64)
+    }
+
     pub(crate) const fn raw(&self) -> CUstream {
         self.raw
     }

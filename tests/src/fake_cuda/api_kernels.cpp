@@ -1,9 +1,8 @@
 // Modules, functions, launches.
-#include <cstring>
-#include <optional>
+#include <algorithm>
+#include <cstdio>
 #include <sstream>
 #include <string>
-#include <string_view>
 
 #include "driver.h"
 #include "kv_host.h"
@@ -16,23 +15,29 @@ struct Ptx {
     unsigned version = 0;  // 10 * major + minor
     unsigned target = 0;   // 10 * major + minor
     char variant = 0;      // 'a': this architecture only; 'f': its family
-    std::set<std::string> entries;
+    std::map<std::string, Entry> entries;
 };
 
 // Directives as the PTX reference has them, one a line.
 Ptx parse(const std::string &text) {
     Ptx ptx;
+    Entry *entry = nullptr;
     std::istringstream lines(text);
     for (std::string line; std::getline(lines, line);) {
-        unsigned major = 0, minor = 0;
+        line.resize(std::min(line.size(), line.find("//")));
+        unsigned major = 0, minor = 0, number = 0;
         char name[256];
-        if (std::sscanf(line.c_str(), " .version %u.%u", &major, &minor) == 2) ptx.version = 10 * major + minor;
-        std::sscanf(line.c_str(), " .target sm_%u%c", &ptx.target, &ptx.variant);
-        size_t entry = line.find(".entry");
-        bool comment = line.find("//") < entry;
-        if (entry != std::string::npos && !comment && std::sscanf(line.c_str() + entry, ".entry %255[A-Za-z0-9_$]", name) == 1) {
-            ptx.entries.insert(name);
+        const char *start = line.c_str();
+        if (std::sscanf(start, " .version %u.%u", &major, &minor) == 2) ptx.version = 10 * major + minor;
+        std::sscanf(start, " .target sm_%u%c", &ptx.target, &ptx.variant);
+        size_t at = line.find(".entry");
+        if (at != std::string::npos && std::sscanf(start + at, ".entry %255[A-Za-z0-9_$]", name) == 1) {
+            entry = &ptx.entries[name];
         }
+        if (entry == nullptr) continue;
+        if (std::sscanf(start, " .param .align %*u .b8 %*[A-Za-z0-9_$][%u]", &number) == 1) entry->argument_bytes += number;
+        if (std::sscanf(start, " .maxntid %u", &number) == 1) entry->most_threads = number;
+        if (line.find('{') != std::string::npos) entry = nullptr;
     }
     return ptx;
 }
@@ -86,14 +91,18 @@ API cuModuleGetFunction(Handle *out, Handle module, const char *name) {
         auto found = d.modules.find(module);
         if (found == d.modules.end()) return INVALID_HANDLE;
         if (out == nullptr || name == nullptr) return INVALID_VALUE;
-        if (!found->second.entries.contains(name)) return NOT_FOUND;
+        auto entry = found->second.entries.find(name);
+        if (entry == found->second.entries.end()) return NOT_FOUND;
         const kv_host_kernel *kernel = kv_host_find(name);
         if (kernel == nullptr) {
             d.trace.violation(std::string(name) + " is in the PTX, but the host compiler has not seen it");
             return NOT_FOUND;
         }
+        if (entry->second.argument_bytes != kernel->arg_bytes) {
+            d.trace.violation(std::string(name) + " has another argument in the PTX than for the host compiler");
+        }
         *out = d.new_handle();
-        d.functions[*out] = {context, module, kernel};
+        d.functions[*out] = {context, module, kernel, entry->second.most_threads};
         return SUCCESS;
     });
 }
@@ -115,7 +124,8 @@ API cuFuncGetAttribute(int *value, int attribute, Handle function) {
         auto found = d.functions.find(function);
         if (found == d.functions.end()) return INVALID_HANDLE;
         switch (attribute) {
-            case 0: *value = 1024; break;                         // MAX_THREADS_PER_BLOCK
+            // MAX_THREADS_PER_BLOCK
+            case 0: *value = static_cast<int>(found->second.most_threads); break;
             case 1: case 2: case 3: *value = 0; break;            // SHARED, CONST, LOCAL_SIZE_BYTES
             case 4: *value = 32; break;                           // NUM_REGS
             case 8: *value = found->second.dynamic_shared; break; // MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -131,10 +141,11 @@ API cuLaunchKernel(Handle function, unsigned grid_x, unsigned grid_y, unsigned g
         auto found = d.functions.find(function);
         auto stream = d.stream(handle, context);
         if (found == d.functions.end() || stream == nullptr) return INVALID_HANDLE;
-        if (params == nullptr || extra != nullptr || grid_x == 0 || block_x == 0 || block_x > 1024) return INVALID_VALUE;
+        if (params == nullptr || extra != nullptr || grid_x == 0 || block_x == 0) return INVALID_VALUE;
         // The host compiler's kernels have one dimension.
         if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1) return NOT_SUPPORTED;
         const Function &f = found->second;
+        if (block_x > f.most_threads) return INVALID_VALUE;
         if (shared_bytes > static_cast<unsigned>(f.dynamic_shared)) return INVALID_VALUE;
         Op op{.kind = Op::Kind::Kernel, .name = f.kernel->name, .kernel = f.kernel};
         auto *bytes = static_cast<const unsigned char *>(params[0]);

@@ -74,7 +74,7 @@ struct FakeOp {
 CONTROL size_t fake_settings_size();
 CONTROL void fake_settings(FakeSettings *out);
 CONTROL void fake_configure(const FakeSettings *settings);
-// Forgets everything and pretends the usual again. Nothing else may be using the driver.
+// Forgets everything but that cuInit was called, and pretends the usual again.
 CONTROL void fake_reset();
 
 // The `nth` call from now (1: the next) of `symbol` ("*": of any) returns `code` and does nothing else; so

@@ -99,7 +99,7 @@ FakeLive Driver::live() const {
 
 void Driver::reset() {
     settings = usual_settings();
-    initialised = stalled = false;
+    stalled = false;
     ++life;
     scheduler.clear();
     memory.release_all();

@@ -5,7 +5,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 
 #include "abi.h"
@@ -22,15 +21,22 @@ struct Context {
     unsigned retains;
 };
 
+// A kernel as the PTX declares it.
+struct Entry {
+    size_t argument_bytes = 0;
+    unsigned most_threads = 1024;  // of a block
+};
+
 struct Module {
     Handle context;
-    std::set<std::string> entries;
+    std::map<std::string, Entry> entries;
 };
 
 struct Function {
     Handle context;
     Handle module;
     const kv_host_kernel *kernel;
+    unsigned most_threads;
     int dynamic_shared = 48 * 1024;  // the most that may be asked for
 };
 
@@ -40,6 +46,7 @@ struct Driver {
     std::mutex mutex;
     std::condition_variable changed;
     FakeSettings settings = usual_settings();
+    // cuInit is done once in a process, and no reset undoes it.
     bool initialised = false;
     bool stalled = false;
     // Counts resets: what was waiting in an earlier life gives up.

@@ -6,6 +6,8 @@
 
 #include <cstring>
 
+#include "guard.h"
+
 namespace fake {
 namespace {
 
@@ -26,47 +28,58 @@ unsigned char *map(void *at, size_t bytes, int protection, int flags, int file, 
 }  // namespace
 
 bool Memory::reserve() {
-    if (device_ != nullptr) return true;
+    if (pinned_ != nullptr) return true;
     file_ = memfd_create("fake device memory", MFD_CLOEXEC);
     if (file_ < 0 || ftruncate(file_, RESERVED) != 0) return false;
     store_ = map(nullptr, RESERVED, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_, 0);
     if (store_ == nullptr) return false;
-    device_ = map(nullptr, RESERVED, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return device_ != nullptr;
+    constexpr int NOBODYS = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    device_ = map(nullptr, RESERVED, PROT_NONE, NOBODYS, -1, 0);
+    pinned_ = map(nullptr, RESERVED, PROT_NONE, NOBODYS, -1, 0);
+    if (device_ == nullptr || pinned_ == nullptr) return false;
+    guard_reserved(device_, RESERVED);
+    guard_reserved(pinned_, RESERVED);
+    return true;
+}
+
+unsigned char *Memory::next(unsigned char *region, size_t &used, size_t bytes) {
+    if (bytes > RESERVED || RESERVED - bytes < PAGE || used > RESERVED - PAGE - bytes) return nullptr;
+    unsigned char *at = region + used;
+    used += bytes + PAGE;
+    return at;
 }
 
 Range *Memory::add(const Range &range) { return &ranges_.insert_or_assign(range.start, range).first->second; }
 
 Range *Memory::allocate_device(size_t bytes, Handle context, int device) {
     size_t pages = round_up(bytes, PAGE);
-    if (bytes == 0 || !reserve() || pages > RESERVED - PAGE || used_ > RESERVED - PAGE - pages) return nullptr;
-    size_t offset = used_;
-    if (map(device_ + offset, pages, PROT_NONE, MAP_SHARED | MAP_FIXED, file_, offset) == nullptr) return nullptr;
-    used_ += pages + PAGE;
+    unsigned char *at = reserve() ? next(device_, device_used_, pages) : nullptr;
+    if (at == nullptr) return nullptr;
+    auto offset = static_cast<size_t>(at - device_);
+    if (map(at, pages, PROT_NONE, MAP_SHARED | MAP_FIXED, file_, offset) == nullptr) return nullptr;
     // The end touches the guard page, so that a kernel cannot run over it unseen.
     size_t start = offset + pages - round_up(bytes, ALIGNMENT);
     std::memset(store_ + start, POISON, bytes);
-    auto address = reinterpret_cast<Address>(device_ + start);
-    return add({Kind::Device, address, bytes, store_ + start, context, device});
+    return add({Kind::Device, reinterpret_cast<Address>(device_ + start), bytes, store_ + start, context, device});
 }
 
 Range *Memory::import(const Range &exported, Handle context) {
     auto from = static_cast<size_t>(exported.store - store_);
     size_t first = from / PAGE * PAGE;
     size_t pages = round_up(from + exported.bytes, PAGE) - first;
-    if (!reserve() || used_ > RESERVED - PAGE - pages) return nullptr;
-    if (map(device_ + used_, pages, PROT_NONE, MAP_SHARED | MAP_FIXED, file_, first) == nullptr) return nullptr;
-    auto address = reinterpret_cast<Address>(device_ + used_) + (from - first);
-    used_ += pages + PAGE;
+    unsigned char *at = next(device_, device_used_, pages);
+    if (at == nullptr || map(at, pages, PROT_NONE, MAP_SHARED | MAP_FIXED, file_, first) == nullptr) return nullptr;
+    auto address = reinterpret_cast<Address>(at) + (from - first);
     return add({Kind::Imported, address, exported.bytes, exported.store, context, exported.device, exported.start, 1});
 }
 
 Range *Memory::allocate_pinned(size_t bytes, Handle context, int device) {
-    if (bytes == 0) return nullptr;
-    unsigned char *p = map(nullptr, round_up(bytes, PAGE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == nullptr) return nullptr;
-    std::memset(p, POISON, bytes);
-    return add({Kind::Pinned, reinterpret_cast<Address>(p), bytes, p, context, device});
+    size_t pages = round_up(bytes, PAGE);
+    unsigned char *at = reserve() ? next(pinned_, pinned_used_, pages) : nullptr;
+    if (at == nullptr) return nullptr;
+    if (map(at, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == nullptr) return nullptr;
+    std::memset(at, POISON, bytes);
+    return add({Kind::Pinned, reinterpret_cast<Address>(at), bytes, at, context, device});
 }
 
 Range *Memory::register_host(Address start, size_t bytes, Handle context, int device) {

@@ -3,7 +3,7 @@
 // Device memory is a file without a name that is mapped twice: at device addresses, which are inaccessible
 // except while a kernel runs, so that a host that follows a device pointer is caught as it is by a GPU; and
 // elsewhere for the copies, which this driver carries out itself. A device address is never used again, and
-// between any two allocations lies a page that is nobody's.
+// between any two allocations lies a page that is nobody's. Nor is an address of pinned memory.
 #pragma once
 
 #include <map>
@@ -60,13 +60,16 @@ public:
 
 private:
     bool reserve();
+    // Addresses for `bytes` and a page besides; null if all are used up.
+    static unsigned char *next(unsigned char *region, size_t &used, size_t bytes);
     Range *add(const Range &range);
 
     std::map<Address, Range> ranges_;
     int file_ = -1;
-    unsigned char *device_ = nullptr;  // the addresses
-    unsigned char *store_ = nullptr;   // the bytes
-    size_t used_ = 0;
+    unsigned char *store_ = nullptr;   // the bytes of the device
+    unsigned char *device_ = nullptr;  // their addresses
+    unsigned char *pinned_ = nullptr;
+    size_t device_used_ = 0, pinned_used_ = 0;
 };
 
 }  // namespace fake

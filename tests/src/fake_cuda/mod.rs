@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   test ── FakeCuda ──► fake_*   steer, look inside           C++, compiled when the first test asks:
-//!   kv-cuda ── dlsym ──► cu*      the driver's own ABI         driver, memory, streams, clock, guard, api_*
+//!   kv-cuda ── dlsym ──► cu*      the driver's own ABI         driver, memory, streams, cost, kernel, guard, api_*
 //!                                     │
 //!                                     └─► kernels/host: the kernels, compiled for the host
 //! ```
@@ -132,7 +132,8 @@ impl FakeCuda {
         Alone { fake: self, _turn: turn }
     }
 
-    /// Forgets everything: objects, memory, plans, traces. Handles of before are invalid from now on.
+    /// Forgets everything but that the driver was initialised: objects, memory, plans, traces. Handles of
+    /// before are invalid from now on.
     pub fn reset(&self) {
         self.control.reset();
     }
@@ -267,13 +268,15 @@ fn library(variant: Variant) -> Library {
         "api_kernels.cpp",
         "api_memory.cpp",
         "api_streams.cpp",
-        "clock.cpp",
+        "cost.cpp",
         "driver.cpp",
         "guard.cpp",
-        "kernels.cpp",
+        "kernel.cpp",
         "memory.cpp",
         "streams.cpp",
     ];
+    let mut sources = files.map(|file| here.join(file)).to_vec();
+    sources.push(kernels.join("host/kernels.cpp"));
     let mut flags = vec!["-Wl,-soname,libcuda.so".to_owned(), "-Wl,-z,defs".to_owned()];
     let name = match variant {
         Variant::WithBatch => "fake_cuda",
@@ -282,10 +285,5 @@ fn library(variant: Variant) -> Library {
             "fake_cuda_without_batch"
         }
     };
-    Library {
-        name: name.to_owned(),
-        sources: files.map(|file| here.join(file)).to_vec(),
-        include: vec![kernels.clone(), kernels.join("host")],
-        flags,
-    }
+    Library { name: name.to_owned(), sources, include: vec![kernels.clone(), kernels.join("host")], flags }
 }

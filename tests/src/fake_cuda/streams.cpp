@@ -4,8 +4,9 @@
 #include <cstdio>
 #include <cstring>
 
-#include "clock.h"
+#include "cost.h"
 #include "guard.h"
+#include "kernel.h"
 #include "kv_host.h"
 
 namespace fake {
@@ -200,7 +201,7 @@ bool Scheduler::copy(const Piece &piece, const char *name) {
     unsigned char *dst = reach(piece.dst, piece.bytes, piece.dst_side, "destination", name);
     if (dst == nullptr) return false;
     size_t bytes = piece.bytes;
-    if (guarded([=] { std::memmove(dst, src, bytes); })) return true;
+    if (first_fault([=] { std::memmove(dst, src, bytes); }) == 0) return true;
     trace_.violation(std::string(name) + ": the host memory is not mapped");
     return false;
 }
@@ -225,12 +226,20 @@ unsigned char *Scheduler::reach(Address address, size_t bytes, Side side, const 
 }
 
 bool Scheduler::run_kernel(Op &op) {
+    std::string trespass = trespass_of(op, memory_);
+    if (!trespass.empty()) {
+        trace_.violation(std::string(op.name) + ": " + trespass);
+        return false;
+    }
     void *params[] = {op.argument.data()};
     memory_.open_device_memory(true);
-    bool sound = guarded([&op, &params] { op.kernel->run(op.grid, op.block, op.shared_bytes, params); });
+    uint64_t fault = first_fault([&op, &params] { op.kernel->run(op.grid, op.block, op.shared_bytes, params); });
     memory_.open_device_memory(false);
-    if (!sound) trace_.violation(std::string(op.name) + ": the kernel touched memory that is not there");
-    return sound;
+    if (fault == 0) return true;
+    char text[160];
+    std::snprintf(text, sizeof text, "%s: touches %#lx, where nothing is", op.name, static_cast<unsigned long>(fault));
+    trace_.violation(text);
+    return false;
 }
 
 void Scheduler::account(Stream &stream, const Op &op) {

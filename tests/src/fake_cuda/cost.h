@@ -14,7 +14,6 @@ struct Cost {
     uint64_t latency_ns;  // until the last byte has arrived, besides
 };
 
-// Of a kernel this is what its argument says that it moves, over the link if one side is host memory.
 Cost cost_of(const Op &op, const FakeSettings &settings, Memory &memory);
 
 }  // namespace fake
