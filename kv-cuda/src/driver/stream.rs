@@ -148,6 +148,8 @@ impl Event {
     /// # Errors
     /// [`CudaError`].
     pub unsafe fn hold_runtime(&self, stream: RuntimeStream) -> Result<(), CudaError> {
+        // The legacy default stream is that of the current context, and the caller's thread may have none.
+        let _current = self.context.enter()?;
         // SAFETY: the caller answers for the stream.
         unsafe { call!(self.context.driver(), cuStreamWaitEvent(stream.raw(), self.raw, 0)) }
     }
