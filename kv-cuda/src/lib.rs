@@ -9,7 +9,8 @@
 //!
 //! [`Device`] is what a caller sees; start there. [`HostMemory`] and [`HostSpan`] are the host side of a
 //! copy, and the safety contract of the crate. [`HostDevice`] is a device made of ordinary memory and one
-//! thread: the whole interface on a machine without a GPU. No device that drives a GPU exists yet.
+//! thread: the whole interface on a machine without a GPU. [`cuda`] is the device
+//! that drives a GPU, on the checked [`driver`] layer.
 
 pub mod cuda;
 mod device;
