@@ -165,6 +165,31 @@ fn check_finds_what_is_broken() {
     }
 }
 
+/// A stand-in for compute-sanitizer that writes down what it is asked and finds what it is told to find.
+#[test]
+fn check_runs_itself_under_the_sanitizer() {
+    let driver = FakeDriver::new(Variant::WithBatch);
+    let dir = tempfile::tempdir().expect("a directory");
+    let (script, asked) = (dir.path().join("compute-sanitizer"), dir.path().join("asked"));
+    let run = |finds: &str| {
+        let text = format!("#!/bin/sh\necho \"$@\" >>{}\ncase $2 in {finds}) exit 9;; esac\n", asked.display());
+        std::fs::write(&script, text).expect("written");
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, executable).expect("executable");
+        let path = format!("{}:/bin:/usr/bin", dir.path().display());
+        let args = ["gpu", "check", "--quick", "--cases", "1", "--borrow", "--seed", "5", "--sanitizer"];
+        driver.run(&args, &[("PATH", &path)])
+    };
+    assert_eq!(run("none").status.code(), Some(0));
+    let lines = std::fs::read_to_string(&asked).expect("it was asked");
+    let tools: Vec<&str> = lines.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    assert_eq!(tools, ["memcheck", "racecheck"]);
+    assert!(lines.lines().all(|line| line.contains("gpu check --quick") && line.ends_with("--seed 5")), "{lines}");
+    let found = run("racecheck");
+    assert_eq!(found.status.code(), Some(1));
+    assert!(text(&found.stderr).contains("racecheck found errors"), "{}", text(&found.stderr));
+}
+
 #[test]
 fn a_recorded_calibration_explains_without_a_gpu() {
     let driver = FakeDriver::new(Variant::WithBatch);
