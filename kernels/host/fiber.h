@@ -13,6 +13,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -88,6 +89,10 @@ inline void prepare(Context &context, char *stack, void (*entry)())
     context.stack = stack;
     context.stack_bytes = STACK_BYTES;
     context.asan_stack = nullptr;
+#if defined(__SANITIZE_ADDRESS__)
+    /* The last fiber on it left its frames without returning from them. */
+    __asan_unpoison_memory_region(stack, STACK_BYTES);
+#endif
 #if defined(__x86_64__)
     void **top = reinterpret_cast<void **>(stack + STACK_BYTES);
     *--top = nullptr; /* as if `entry` had been called: 16-byte aligned but for a return address */

@@ -8,10 +8,17 @@
 //! ```
 //!
 //! [`Device`] is what a caller sees; start there. [`HostMemory`] and [`HostSpan`] are the host side of a
-//! copy, and the safety contract of the crate. [`HostDevice`] is a device made of ordinary memory and one
-//! thread: the whole interface on a machine without a GPU. [`cuda`] is the device
-//! that drives a GPU, on the checked [`driver`] layer.
+//! copy, and the safety contract of the crate.
+//!
+//! - [`cuda::CudaDevice`] is a GPU: [`driver`] loads the CUDA driver at run time, [`kernels`] has the PTX and
+//!   its arguments, [`cuda`] chooses how to copy by what was measured on the device.
+//! - [`HostDevice`] is ordinary memory and one thread: the whole interface on a machine without a GPU.
+//! - [`DeviceChoice`] picks one of them.
+//!
+//! A machine without a driver, or with too old a one, is a typed error and never a panic. What has run on
+//! hardware, and what has not, is in `docs/hardware-status.md`.
 
+mod choice;
 pub mod cuda;
 mod device;
 pub mod driver;
@@ -20,6 +27,7 @@ pub mod kernels;
 mod layers;
 mod memory;
 
+pub use choice::{BadDevice, ChoiceError, ChosenDevice, DeviceChoice};
 pub use device::{BlockCopy, BlockDigest, Device, DeviceError, Direction};
 pub use host::HostDevice;
 pub use layers::LayerProgress;

@@ -16,6 +16,11 @@ pub unsafe trait HostMemory: Send + Sync {
     fn base(&self) -> NonNull<u8>;
     /// Number of bytes.
     fn size(&self) -> usize;
+    /// Bytes of what is copied as one: memory is handed to the driver in pieces that are multiples of this,
+    /// so that nothing lies across two of them. A multiple of the page size, or 1 if there is no such size.
+    fn granule(&self) -> usize {
+        1
+    }
 }
 
 impl dyn HostMemory {

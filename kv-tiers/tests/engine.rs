@@ -15,6 +15,7 @@ use kv_core::policy::PolicyKind;
 use kv_core::tier::{PerTier, Tier};
 use kv_core::units::{Epoch, Tokens};
 use kv_cuda::Device;
+use kv_cuda::DeviceChoice;
 use kv_tiers::engine::{
     Acquire, CompletionQueue, Engine, EngineConfig, EngineError, Lease, Notify, OpenError, Opened,
 };
@@ -36,6 +37,7 @@ fn config(hbm: u32, host: u32, nvme: Option<&Path>) -> EngineConfig {
     EngineConfig {
         block_bytes: BLOCK,
         hbm: (hbm > 0).then(|| pool(hbm)),
+        device: DeviceChoice::Host,
         host_slots: host,
         nvme: nvme.map(|dir| NvmeConfig { queue_depth: Some(8), ..NvmeConfig::new(dir, log) }),
         policy: PolicyKind::Lru,

@@ -50,7 +50,7 @@ impl Library {
     /// # Errors
     /// See [`CxxError`].
     pub fn build(&self) -> Result<PathBuf, CxxError> {
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+        let compiler = compiler();
         let version = Command::new(&compiler)
             .arg("--version")
             .output()
@@ -74,20 +74,30 @@ impl Library {
 
         // Under another name first: a process that is killed leaves no half a library.
         let unfinished = out.with_extension("unfinished");
+        self.compile(&unfinished)?;
+        fs::rename(&unfinished, &out).map_err(at(&out))?;
+        Ok(out)
+    }
+
+    /// Compiles the library to this file, whatever is there already.
+    ///
+    /// # Errors
+    /// See [`CxxError`].
+    pub fn compile(&self, out: &Path) -> Result<(), CxxError> {
+        let compiler = compiler();
         let mut command = Command::new(&compiler);
         command.args(["-std=c++20", "-O2", "-g", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"]);
         command.args(&self.flags);
         for dir in &self.include {
             command.arg("-I").arg(dir);
         }
-        command.args(&self.sources).arg("-o").arg(&unfinished);
+        command.args(&self.sources).arg("-o").arg(out);
         let output = command.output().map_err(|e| CxxError::NoCompiler(compiler, e))?;
-        if !output.status.success() {
-            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(CxxError::Failed { command: format!("{command:?}"), stderr });
+        if output.status.success() {
+            return Ok(());
         }
-        fs::rename(&unfinished, &out).map_err(at(&out))?;
-        Ok(out)
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(CxxError::Failed { command: format!("{command:?}"), stderr })
     }
 
     /// Everything that the library may depend on, in a fixed order.
@@ -107,6 +117,10 @@ impl Library {
         files.dedup();
         Ok(files)
     }
+}
+
+fn compiler() -> String {
+    std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned())
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> CxxError {

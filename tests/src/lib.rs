@@ -1,21 +1,22 @@
 //! What the whole-system tests are made of.
 //!
 //! ```text
-//! sim       the whole engine on simulated time: faults, crashes and the order of events come from a seed
-//! chains    blocks whose keys say which they are
-//! runtime   plays a runtime on an engine: checks every byte that is ready, computes the rest
-//! fake_cuda a CUDA driver without a GPU
-//! cxx       compiles C++ for tests
-//! victim    how a process that is to be killed and its killer understand each other
+//! sim           the whole engine on simulated time: faults, crashes and the order of events come from a seed
+//! chains        blocks whose keys say which they are
+//! runtime       plays a runtime on an engine: checks every byte that is ready, computes the rest
+//! fake_cuda     a CUDA driver without a GPU
+//! host_kernels  the CUDA kernels, compiled for the host
+//! cxx           compiles C++ for both
+//! victim        how a process that is to be killed and its killer understand each other
 //! ```
 //!
-//! The tests themselves are in `tests/`: `simulation.rs`, `crash.rs`, `faults.rs`, `replay.rs`, `stress.rs`,
-//! `fake_cuda.rs`.
+//! The tests themselves are in `tests/`, a file or folder for each concern.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a broken promise must stop a test
 
 pub mod chains;
 pub mod cxx;
 pub mod fake_cuda;
+pub mod host_kernels;
 pub mod runtime;
 pub mod sim;
 pub mod victim;

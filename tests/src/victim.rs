@@ -9,6 +9,7 @@ use std::path::Path;
 
 use kv_core::key::BlockKey;
 use kv_core::policy::PolicyKind;
+use kv_cuda::DeviceChoice;
 use kv_tiers::engine::EngineConfig;
 use kv_tiers::nvme::{LogConfig, NvmeConfig, OpenMode};
 
@@ -60,6 +61,7 @@ impl Series {
         EngineConfig {
             block_bytes: BLOCK,
             hbm: None,
+            device: DeviceChoice::Host,
             host_slots: HOST_SLOTS,
             nvme: Some(NvmeConfig { queue_depth: Some(16), ..NvmeConfig::new(dir, log) }),
             policy: PolicyKind::Lru,

@@ -17,6 +17,7 @@ use kv_core::planner::Planner;
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
 use kv_core::units::Nanos;
+use kv_cuda::DeviceChoice;
 use kv_tiers::arena::{Arena, ArenaConfig};
 use kv_tiers::engine::{Clock, Engine, EngineConfig, Hand, Inbox, OpenError};
 use kv_tiers::nvme::{
@@ -34,6 +35,7 @@ fn config(dir: &Path, segments: u32, records_per_segment: u32, host_slots: u32) 
     EngineConfig {
         block_bytes: BLOCK,
         hbm: None,
+        device: DeviceChoice::Host,
         host_slots,
         nvme: Some(NvmeConfig { queue_depth: Some(8), ..NvmeConfig::new(dir, log) }),
         policy: PolicyKind::Lru,

@@ -5,6 +5,7 @@
 use kv_core::key::BlockKey;
 use kv_core::policy::{BytesPerDay, Optimum, PolicyKind};
 use kv_core::units::Tokens;
+use kv_cuda::DeviceChoice;
 use kvtier_benches::generate::AgentTrace;
 use kvtier_benches::replay::{Blocks, Replay, Report, Workload};
 use kvtier_benches::trace::Request;
@@ -17,7 +18,15 @@ fn agents(seed: u64, sessions: u32) -> Workload {
 
 fn replay(workload: &Workload, capacity: Blocks, policy: PolicyKind) -> Report {
     // Without bytes the size only scales the report.
-    let replay = Replay { capacity, policy, nvme_budget: None, block_bytes: 4096, seed: 1, real: None };
+    let replay = Replay {
+        capacity,
+        policy,
+        nvme_budget: None,
+        block_bytes: 4096,
+        seed: 1,
+        real: None,
+        device: DeviceChoice::Host,
+    };
     replay.run(workload, &mut |_| ()).unwrap()
 }
 
@@ -46,7 +55,15 @@ fn with_bytes_and_without_the_decisions_are_the_same() {
                 }
                 let dir = tempfile::tempdir().unwrap();
                 let real = Some(dir.path().to_owned());
-                let replay = Replay { capacity, policy, nvme_budget, block_bytes: 5000, seed, real };
+                let replay = Replay {
+                    capacity,
+                    policy,
+                    nvme_budget,
+                    block_bytes: 5000,
+                    seed,
+                    real,
+                    device: DeviceChoice::Host,
+                };
                 let (mut done, mut progress) = (0, 0);
                 let report = replay
                     .run(&workload, &mut |n| {

@@ -13,6 +13,7 @@ use kv_core::planner::PlannerError;
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
 use kv_core::units::Tokens;
+use kv_cuda::DeviceChoice;
 use kv_tiers::engine::{Acquire, CompletionQueue, Engine, EngineConfig, EngineError, Lease, Notify, Opened};
 use kv_tiers::nvme::{Backend, LogConfig, NvmeConfig, OpenMode};
 use kvtier_benches::SplitMix64;
@@ -38,6 +39,7 @@ fn config(dir: &std::path::Path, hbm: u32, policy: PolicyKind, backend: Backend)
     EngineConfig {
         block_bytes: layout().bytes_per_block(),
         hbm: pool,
+        device: DeviceChoice::Host,
         host_slots: 90,
         nvme: Some(NvmeConfig { queue_depth: Some(8), backend, ..NvmeConfig::new(dir, log) }),
         policy,

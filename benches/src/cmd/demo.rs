@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::value_parser;
 use kv_core::policy::PolicyKind;
 use kv_core::units::Tokens;
+use kv_cuda::DeviceChoice;
 use kvtier_benches::generate::AgentTrace;
 use kvtier_benches::replay::{Blocks, Replay, Report, Workload};
 use serde::Serialize;
@@ -14,8 +15,8 @@ use super::{Output, Result, replay};
 
 /// Replay a generated agent workload with real bytes through all three tiers, and check every byte
 ///
-/// Makes a trace of coding-agent sessions from a seed, runs it through the engine with a stand-in for GPU memory,
-/// pinned host memory and an NVMe log in a temporary directory, compares every block that is found with what
+/// Makes a trace of coding-agent sessions from a seed, runs it through the engine with GPU memory (or a
+/// stand-in where there is no GPU), pinned host memory and an NVMe log in a temporary directory, compares every block that is found with what
 /// was stored, and says what that would have saved. Needs no GPU and no network.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -30,6 +31,10 @@ pub(crate) struct Args {
     /// Sessions of the trace
     #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=100_000))]
     sessions: u32,
+
+    /// Where GPU blocks are: auto (a GPU if there is one), cuda:N or host (memory that stands in for a GPU)
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
 
     /// Where the NVMe log goes, in a directory of its own that is removed at the end
     #[arg(long, value_name = "DIR")]
@@ -66,6 +71,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<()> {
         block_bytes: BLOCK_BYTES,
         seed: args.seed,
         real: Some(dir.path().to_owned()),
+        device: args.device,
     };
     let report = output
         .with_progress(workload.arrivals.len(), "requests", |progress| replay.run(&workload, progress))?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::value_parser;
 use kv_core::policy::{BytesPerDay, PolicyKind};
 use kv_core::units::Tokens;
+use kv_cuda::DeviceChoice;
 use kvtier_benches::replay::{Blocks, Replay, Report, Workload};
 use kvtier_benches::trace::TraceReader;
 
@@ -17,7 +18,7 @@ use super::{Output, Result};
 /// The report says how many blocks did not have to be computed, and what share that is of the exact
 /// offline optimum.
 ///
-/// --virtual moves no bytes and takes well under a second. --real fills the HBM stand-in, pinned host
+/// --virtual moves no bytes and takes well under a second. --real fills GPU memory (or a stand-in), pinned host
 /// memory and an NVMe log in DIR with real bytes, one request at a time, and compares every block that is found
 /// with what was stored. Both drive the same planner and come to the same hits.
 #[derive(clap::Args)]
@@ -66,6 +67,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", requires = "real")]
     dir: Option<PathBuf>,
 
+    /// Where GPU blocks are: auto (a GPU if there is one), cuda:N or host (memory that stands in for a GPU)
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Auto, requires = "real")]
+    device: DeviceChoice,
+
     /// Bytes of one block; without --real it only scales figures in bytes
     #[arg(long, value_name = "N", default_value_t = 256 << 10, value_parser = value_parser!(u32).range(1..=1 << 29))]
     block_bytes: u32,
@@ -93,6 +98,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Result<()> {
         block_bytes: args.block_bytes as usize,
         seed: args.seed,
         real: args.real.then(|| args.dir.clone()).flatten(),
+        device: args.device,
     };
     let mut report = output
         .with_progress(workload.arrivals.len(), "requests", |progress| replay.run(&workload, progress))?;

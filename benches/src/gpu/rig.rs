@@ -90,12 +90,6 @@ impl Rig {
         list.push(device, self.bounce.base().addr().get() as u64, bytes);
         // SAFETY: both callers name bytes inside a live buffer and at most `BOUNCE` of them; waited for.
         unsafe { self.stream.copy(&self.enter()?, direction, &mut list, Submission::Loop) }?;
-        self.synchronize()
-    }
-
-    /// Waits for all that is queued in the rig's stream.
-    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
-        let _current = self.enter()?;
         self.stream.synchronize()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   trace ─► workload ─┬─► virtual_run   the planner alone, every job done at once, no bytes
-//!                      └─► real_run      the engine: HBM stand-in, host arena, NVMe log; all bytes checked
+//!                      └─► real_run      the engine: GPU or its stand-in, host arena, NVMe log; all bytes checked
 //!                              │
 //!                              └─ in_order: jobs are reported in the order given out, so that both
 //!                                 make the same decisions
@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use kv_core::layout::LayoutError;
 use kv_core::planner::{ConfigError, LogShape, PlannerError};
 use kv_core::policy::{BytesPerDay, Optimum, PolicyKind};
+use kv_cuda::DeviceChoice;
 use kv_tiers::engine::{EngineConfig, EngineError, OpenError};
 use kv_tiers::nvme::{LogConfig, NvmeConfig, OpenMode};
 
@@ -43,10 +44,10 @@ pub enum ReplayError {
     #[error("the engine stopped")]
     Engine(#[from] EngineError),
     /// A block of that size has no layout.
-    #[error("block_bytes cannot be laid out in the HBM stand-in")]
+    #[error("block_bytes cannot be laid out in a pool")]
     Layout(#[from] LayoutError),
-    /// The device stand-in refused a copy.
-    #[error("the HBM stand-in failed")]
+    /// The device refused a copy.
+    #[error("the device failed")]
     Device(#[from] kv_cuda::DeviceError),
 }
 
@@ -65,6 +66,8 @@ pub struct Replay {
     pub seed: u64,
     /// Moves real bytes, with the NVMe log in this directory, which an earlier log there is lost for.
     pub real: Option<PathBuf>,
+    /// The device that holds the blocks of HBM, when real bytes are moved.
+    pub device: DeviceChoice,
 }
 
 /// Jobs that may be on their way to NVMe at a time: enough to keep a fast drive busy.
@@ -98,7 +101,8 @@ impl Replay {
         let dir = self.real.clone().unwrap_or_default();
         Ok(EngineConfig {
             block_bytes: self.block_bytes,
-            hbm: if hbm > 0 { Some(real_run::stand_in_pool(hbm, self.block_bytes)?) } else { None },
+            hbm: if hbm > 0 { Some(real_run::pool(hbm, self.block_bytes)?) } else { None },
+            device: self.device,
             host_slots: host,
             nvme: (nvme > 0).then(|| NvmeConfig::new(dir, log)),
             policy: self.policy,

@@ -31,6 +31,8 @@ pub(super) struct RealTotals {
     pub(super) waited: Duration,
     /// The whole run, with making and comparing bytes.
     pub(super) elapsed: Duration,
+    /// The device, and why it is this one.
+    pub(super) device_how: Option<String>,
     /// How the NVMe log does its I/O, and why.
     pub(super) nvme_how: Option<String>,
 }
@@ -80,7 +82,9 @@ impl Rig {
         let inbox = Arc::new(Inbox::default());
         let in_order = InOrder::new(inbox.clone());
         let (hands, recovery) = LocalHands::open(config, in_order.clone())?;
-        let totals = RealTotals { nvme_how: hands.nvme_how().map(str::to_owned), ..RealTotals::default() };
+        let how = |how: Option<&str>| how.map(str::to_owned);
+        let (device_how, nvme_how) = (how(hands.device_how()), how(hands.nvme_how()));
+        let totals = RealTotals { device_how, nvme_how, ..RealTotals::default() };
         let (arena, device) = (hands.arena().clone(), hands.device().cloned());
         let mut planner = Planner::new(config.planner())?;
         if let Some(found) = recovery {
@@ -126,7 +130,7 @@ impl Rig {
 ///
 /// # Errors
 /// [`LayoutError`] for a block of no bytes or too many.
-pub(super) fn stand_in_pool(blocks: u32, block_bytes: usize) -> Result<Placement, LayoutError> {
+pub(super) fn pool(blocks: u32, block_bytes: usize) -> Result<Placement, LayoutError> {
     let layers = [32, 16, 8, 4, 2].into_iter().find(|layers| block_bytes.is_multiple_of(2 * layers));
     let dim = |parts: usize| u32::try_from(block_bytes / parts).unwrap_or(u32::MAX);
     let (layers, attention) = match layers {

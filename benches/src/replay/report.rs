@@ -55,6 +55,9 @@ pub struct Timing {
     pub replay_seconds: f64,
     /// What requests waited for blocks to be brought up from lower tiers; 0 without bytes.
     pub load_wait_seconds: f64,
+    /// The device that held the blocks of HBM; absent without bytes, and without HBM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_how: Option<String>,
     /// How the NVMe log did its I/O, and why; absent without bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvme_how: Option<String>,
@@ -170,6 +173,7 @@ impl Report {
         self.verified_bytes = totals.verified_bytes;
         self.mismatches = totals.mismatches;
         self.same_as_virtual = Some(totals.stats == *expected);
+        self.timing.device_how.clone_from(&totals.device_how);
         self.timing.nvme_how.clone_from(&totals.nvme_how);
         self.timing.replay_seconds = totals.elapsed.as_secs_f64();
         self.timing.load_wait_seconds = totals.waited.as_secs_f64();
@@ -237,6 +241,9 @@ impl fmt::Display for Report {
         }
         if self.skipped_lines > 0 {
             writeln!(f, "Malformed lines left out: {}", self.skipped_lines)?;
+        }
+        if let Some(device) = &self.timing.device_how {
+            writeln!(f, "HBM: {device}")?;
         }
         if let Some(same) = self.same_as_virtual {
             writeln!(

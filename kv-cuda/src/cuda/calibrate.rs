@@ -193,6 +193,14 @@ impl<'a> Bench<'a> {
     }
 }
 
+impl Drop for Bench<'_> {
+    fn drop(&mut self) {
+        // After a failure something may still be queued that names the scratch buffers. If even this
+        // fails, the context is lost and nothing will run.
+        drop(self.stream.synchronize());
+    }
+}
+
 /// How many runs of that size are copied.
 const fn count(run: usize) -> usize {
     let fit = SCRATCH / 2 / run;

@@ -9,8 +9,9 @@ use crate::device::Direction;
 /// Share of a new observation in the running correction.
 const WEIGHT: f64 = 0.2;
 /// With every choice, a correction that was not renewed moves so much of the way back to 1: a method that
-/// was once slow, because the GPU was busy, is tried again after some hundred transfers.
-const FORGET: f64 = 0.005;
+/// was once slow, because the GPU was busy, is tried again after some hundred transfers. (A trial that
+/// waits 1.6 ms behind a prefill then costs a percent of the transfers in between.)
+const FORGET: f64 = 0.001;
 /// An observation counts at most so many times more, or less, than predicted: one stall is not a rule.
 const OUTLIER: f64 = 20.0;
 /// Corrections are kept by powers of four of the run, from 256 bytes up.
@@ -159,3 +160,6 @@ impl fmt::Display for Explanation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

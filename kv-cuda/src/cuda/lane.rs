@@ -220,7 +220,7 @@ impl Lane {
     /// Lists the runs between the pool and host memory.
     fn list_runs(&mut self, ground: &Ground<'_>, blocks: &[BlockCopy], bytes: &Range<usize>) {
         self.copies.clear();
-        let (pool, base) = (ground.pool, ground.host.base().addr().get());
+        let pool = ground.pool;
         let run = pool.placement().fragment_bytes();
         // Blocks of one run may be neighbours on both sides, in whatever order they were submitted.
         let mut order: Vec<&BlockCopy> = blocks.iter().collect();
@@ -238,7 +238,7 @@ impl Lane {
                 }
                 let Some(buffer) = pool.buffer(fragment.buffer) else { continue };
                 let device = buffer.offset(fragment.offset + start - at * run);
-                push(&mut self.copies, device, base, copy.host.offset + start, end - start);
+                push(&mut self.copies, ground, device, copy.host.offset + start, end - start);
             }
         }
     }
@@ -252,10 +252,9 @@ impl Lane {
         staging: DevicePtr,
     ) {
         self.copies.clear();
-        let base = ground.host.base().addr().get();
         for (at, copy) in blocks.iter().enumerate() {
             let device = staging.offset(at * bytes.len());
-            push(&mut self.copies, device, base, copy.host.offset + bytes.start, bytes.len());
+            push(&mut self.copies, ground, device, copy.host.offset + bytes.start, bytes.len());
         }
     }
 
@@ -326,10 +325,11 @@ pub(super) const fn piece_bytes(urgency: Urgency) -> usize {
 }
 
 /// Adds a copy, cut where one registration of the host memory ends.
-fn push(copies: &mut CopyList, device: DevicePtr, base: usize, offset: usize, bytes: usize) {
-    let (mut done, mut apart) = (0, Registration::starts_at_border(offset));
+fn push(copies: &mut CopyList, ground: &Ground<'_>, device: DevicePtr, offset: usize, bytes: usize) {
+    let base = ground.host.base().addr().get();
+    let (mut done, mut apart) = (0, ground.registration.starts_at_border(offset));
     while done < bytes {
-        let part = (bytes - done).min(Registration::bytes_to_border(offset + done));
+        let part = (bytes - done).min(ground.registration.bytes_to_border(offset + done));
         let host = (base + offset + done) as u64;
         if apart {
             copies.push_apart(device.offset(done), host, part);

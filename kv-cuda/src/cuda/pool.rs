@@ -91,15 +91,18 @@ fn open(
     };
     match memory {
         PoolMemory::Allocate => {
-            let allocate = |_| {
-                let buffer = DeviceBuffer::new(current, bytes)?;
-                // What was there before may be another tenant's.
-                stream.zero(current, &buffer)?;
-                Ok(buffer)
-            };
-            let owned = (0..count).map(allocate).collect::<Result<Vec<_>, CudaError>>();
+            let owned = (0..count).map(|_| DeviceBuffer::new(current, bytes));
+            let owned = owned.collect::<Result<Vec<_>, CudaError>>();
             let owned = owned.map_err(|error| OpenError::pool(error, count, bytes))?;
-            stream.synchronize()?;
+            // What was there before may be another tenant's.
+            let zeroed = owned.iter().try_for_each(|buffer| stream.zero(current, buffer));
+            // Before a buffer can be freed, even if not all could be zeroed.
+            if let Err(error) = stream.synchronize() {
+                // Nobody knows whether they are written still.
+                std::mem::forget(owned);
+                return Err(error.into());
+            }
+            zeroed?;
             Ok((owned.iter().map(DeviceBuffer::at).collect(), Memory::Owned { _buffers: owned }))
         }
         PoolMemory::Borrow { buffers, owner } => {
@@ -153,6 +156,10 @@ fn upload_table(
     }
     // SAFETY: both are alive until the synchronisation.
     unsafe { stream.upload(current, table.at(), pinned.base(), bytes) }?;
-    stream.synchronize()?;
+    if let Err(error) = stream.synchronize() {
+        // Nobody knows whether they are in use still.
+        std::mem::forget((pinned, table));
+        return Err(error);
+    }
     Ok(table)
 }

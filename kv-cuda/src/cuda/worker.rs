@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,6 +95,12 @@ impl Worker {
 
     /// Works until the device is closed and nothing is under way.
     pub(super) fn run(mut self) {
+        // Pauses of microseconds: by default the kernel would round them up by 50.
+        if rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).is_err() {
+            tracing::warn!(
+                "timers of the copying thread stay coarse: write-backs may leave gaps on the link"
+            );
+        }
         let current = match self.shared.context.enter() {
             Ok(current) => current,
             Err(error) => return self.shared.go_down(&error),
@@ -239,15 +246,16 @@ impl Worker {
         true
     }
 
-    /// Takes leave of pieces that are over.
+    /// Takes leave of pieces that are over; of one transfer in order, so that layers arrive in order.
     fn collect(&mut self) -> bool {
         let mut progress = false;
         let mut at = 0;
-        while at < self.flights.len() {
-            match self.flights[at].done.is_done() {
+        while let Some(flight) = self.flights.get(at) {
+            let before = &self.flights[..at];
+            let waits = before.iter().any(|earlier| Rc::ptr_eq(&earlier.transfer, &flight.transfer));
+            match if waits { Ok(false) } else { flight.done.is_done() } {
                 Ok(false) => at += 1,
                 Ok(true) => {
-                    // In order, so that layers arrive in order.
                     let flight = self.flights.remove(at);
                     self.land(flight);
                     progress = true;

@@ -9,9 +9,9 @@ use super::memory::PORTABLE_MAPPED;
 use super::{ALREADY_REGISTERED, Context, CudaError, Current, DevicePtr, call};
 use crate::memory::{HostMemory, HostSpan};
 
-/// Bytes of one registration. A call that pins hundreds of gigabytes holds locks of the kernel for minutes
-/// and fails as a whole; pieces of 1 GiB do not, and cost nothing when copies are cut at their borders.
-const CHUNK: usize = 1 << 30;
+/// Most bytes of one registration. A call that pins hundreds of gigabytes holds locks of the kernel for
+/// minutes and fails as a whole; pieces of 1 GiB do not.
+const MAX_CHUNK: usize = 1 << 30;
 
 /// A [`HostMemory`] that the driver knows. Given back when the last of its users drops it, which must come
 /// after the last copy.
@@ -23,6 +23,8 @@ pub struct Registration {
 struct Registered {
     context: Arc<Context>,
     memory: Arc<dyn HostMemory>,
+    /// Bytes of every chunk but the last.
+    chunk_bytes: usize,
     chunks: Vec<Chunk>,
 }
 
@@ -51,13 +53,16 @@ impl Registration {
         if let Some(registered) = known.iter().find(same) {
             return Ok(Self { registered: Some(Arc::clone(registered)) });
         }
+        let granule = memory.granule().max(1);
+        let chunk_bytes = (MAX_CHUNK / granule).max(1).saturating_mul(granule);
         let mut registered = Registered {
             context: Arc::clone(current.context()),
             memory: Arc::clone(memory),
-            chunks: Vec::with_capacity(memory.size().div_ceil(CHUNK)),
+            chunk_bytes,
+            chunks: Vec::with_capacity(memory.size().div_ceil(chunk_bytes)),
         };
         // On failure, dropping it gives back the chunks that were registered.
-        for start in (0..memory.size()).step_by(CHUNK) {
+        for start in (0..memory.size()).step_by(chunk_bytes) {
             registered.add(current, start)?;
         }
         let registered = Arc::new(registered);
@@ -65,26 +70,28 @@ impl Registration {
         Ok(Self { registered: Some(registered) })
     }
 
-    /// Where the GPU sees `span`, if it sees it as one piece: kernels need that.
+    /// Where the GPU sees `span`, if it lies in one chunk: kernels need that.
     #[must_use]
     pub fn device_address(&self, span: HostSpan) -> Option<DevicePtr> {
-        let chunks = &self.registered.as_ref()?.chunks;
-        let at = |offset: usize| Some(chunks.get(offset / CHUNK)?.device_at.offset(offset % CHUNK));
+        let Registered { chunk_bytes, chunks, .. } = &**self.registered.as_ref()?;
         let last = span.offset.checked_add(span.len)?.checked_sub(1)?;
-        let (first, end) = (at(span.offset)?, at(last)?);
-        (end == first.offset(span.len - 1)).then_some(first)
-    }
-
-    /// Whether a chunk begins at `offset`: then a copy must not be joined to one that ends there.
-    #[must_use]
-    pub const fn starts_at_border(offset: usize) -> bool {
-        offset.is_multiple_of(CHUNK)
+        let chunk = span.offset / chunk_bytes;
+        (last / chunk_bytes == chunk)
+            .then(|| Some(chunks.get(chunk)?.device_at.offset(span.offset % chunk_bytes)))
+            .flatten()
     }
 
     /// Bytes from `offset` to the end of its chunk. One copy of the driver's must not cross it.
     #[must_use]
-    pub const fn bytes_to_border(offset: usize) -> usize {
-        CHUNK - offset % CHUNK
+    pub fn bytes_to_border(&self, offset: usize) -> usize {
+        let chunk_bytes = self.registered.as_ref().map_or(usize::MAX, |registered| registered.chunk_bytes);
+        chunk_bytes - offset % chunk_bytes
+    }
+
+    /// Whether a chunk begins at `offset`: then a copy must not be joined to one that ends there.
+    #[must_use]
+    pub fn starts_at_border(&self, offset: usize) -> bool {
+        self.registered.as_ref().is_some_and(|registered| offset.is_multiple_of(registered.chunk_bytes))
     }
 }
 
@@ -103,7 +110,7 @@ impl Drop for Registration {
 
 impl Registered {
     fn add(&mut self, current: &Current, start: usize) -> Result<(), CudaError> {
-        let bytes = CHUNK.min(self.memory.size() - start);
+        let bytes = self.chunk_bytes.min(self.memory.size() - start);
         // SAFETY: start < size, inside the allocation.
         let at = unsafe { self.memory.base().add(start) }.as_ptr();
         let driver = current.driver();
@@ -129,7 +136,7 @@ impl Drop for Registered {
         let Ok(current) = self.context.enter() else { return };
         for (at, _) in self.chunks.iter().enumerate().filter(|(_, chunk)| chunk.ours) {
             // SAFETY: a chunk's start, inside the allocation.
-            let start = unsafe { self.memory.base().add(at * CHUNK) };
+            let start = unsafe { self.memory.base().add(at * self.chunk_bytes) };
             // SAFETY: registered by us, unregistered once, after the last copy as its users warrant.
             log_failure(unsafe { call!(current.driver(), cuMemHostUnregister(start.as_ptr().cast())) });
         }

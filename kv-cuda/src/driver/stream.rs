@@ -63,8 +63,9 @@ impl Stream {
     /// # Errors
     /// What went wrong in that work, or [`CudaError`] of the call.
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        let current = self.context.enter()?;
         // SAFETY: the handle is alive.
-        unsafe { call!(self.context.driver(), cuStreamSynchronize(self.raw)) }
+        unsafe { call!(current.driver(), cuStreamSynchronize(self.raw)) }
     }
 
     /// Its handle as a number.
@@ -80,8 +81,11 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: ours, destroyed once. Work still queued runs to its end all the same.
-        log_failure(unsafe { call!(self.context.driver(), cuStreamDestroy_v2(self.raw)) });
+        let destroyed = self.context.enter().and_then(|current| {
+            // SAFETY: ours, destroyed once. Work still queued runs to its end all the same.
+            unsafe { call!(current.driver(), cuStreamDestroy_v2(self.raw)) }
+        });
+        log_failure(destroyed);
     }
 }
 
@@ -148,10 +152,9 @@ impl Event {
     /// # Errors
     /// [`CudaError`].
     pub unsafe fn hold_runtime(&self, stream: RuntimeStream) -> Result<(), CudaError> {
-        // The legacy default stream is that of the current context, and the caller's thread may have none.
-        let _current = self.context.enter()?;
+        let current = self.context.enter()?;
         // SAFETY: the caller answers for the stream.
-        unsafe { call!(self.context.driver(), cuStreamWaitEvent(stream.raw(), self.raw, 0)) }
+        unsafe { call!(current.driver(), cuStreamWaitEvent(stream.raw(), self.raw, 0)) }
     }
 
     /// Whether it has come to pass. Does not block.
@@ -183,7 +186,10 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: ours, destroyed once; the driver allows it before the event has come to pass.
-        log_failure(unsafe { call!(self.context.driver(), cuEventDestroy_v2(self.raw)) });
+        let destroyed = self.context.enter().and_then(|current| {
+            // SAFETY: ours, destroyed once; the driver allows it before the event has come to pass.
+            unsafe { call!(current.driver(), cuEventDestroy_v2(self.raw)) }
+        });
+        log_failure(destroyed);
     }
 }

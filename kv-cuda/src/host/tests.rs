@@ -519,3 +519,66 @@ fn a_pool_that_does_not_fit_is_an_error() {
     let error = HostDevice::new(pool, Arena::new(&small_layout(), 1), sink).err().unwrap();
     assert!(matches!(error, DeviceError::OutOfMemory { buffers: 1, .. }), "{error}");
 }
+
+#[test]
+fn layers_arrive_in_order_and_a_failed_load_says_so() {
+    for arrangement in Arrangement::ALL {
+        let placement = Placement::packed(small_layout(), 3, arrangement).unwrap();
+        let arena = Arena::new(placement.layout(), 2);
+        let (sink, completions) = channel();
+        let device = HostDevice::new(placement, arena.clone(), sink).unwrap();
+        let block = placement.layout().bytes_per_block();
+        let bytes = [pattern(1, block), pattern(2, block)];
+        arena.write(0, &bytes[0]);
+        arena.write(1, &bytes[1]);
+        let load =
+            [copy(1, Direction::ToDevice, 2, arena.span(0)), copy(2, Direction::ToDevice, 0, arena.span(1))];
+        // SAFETY: as in `submit`.
+        let progress = unsafe { device.submit_by_layer(&load, Urgency::Demand) }.unwrap();
+        for layer in 0..3 {
+            progress.wait(layer).unwrap();
+            let mut found = vec![0; block];
+            device.download(SlotId(2), &mut found).unwrap();
+            let end = (layer as usize + 1) * placement.layout().bytes_per_layer();
+            assert_eq!(found[..end], bytes[0][..end], "layer {layer}");
+        }
+        assert!(completions.iter().take(2).all(|(_, result)| result.is_ok()));
+
+        device.fail_after(1, TransferError::Io(5));
+        // SAFETY: as in `submit`.
+        let progress = unsafe { device.submit_by_layer(&load, Urgency::Demand) }.unwrap();
+        assert_eq!(progress.wait(2), Err(TransferError::Io(5)));
+        let results: HashMap<_, _> =
+            completions.iter().take(2).map(|(job, result)| (job, result.map(drop))).collect();
+        assert_eq!(results, HashMap::from([(JobId(1), Ok(())), (JobId(2), Err(TransferError::Io(5)))]));
+
+        let by_layer = |copies: &[BlockCopy]| {
+            // SAFETY: refused, so nothing is copied.
+            unsafe { device.submit_by_layer(copies, Urgency::Demand) }
+        };
+        let store = [copy(3, Direction::ToHost, 0, arena.span(0))];
+        assert!(matches!(by_layer(&store), Err(DeviceError::NotALoad)));
+        device.close();
+        assert!(matches!(by_layer(&load), Err(DeviceError::Closed)));
+    }
+}
+
+#[test]
+fn erased_blocks_are_seen_to_be_empty() {
+    let arena = Arena::new(&small_layout(), 1);
+    let device = HostDevice::new(small_pool(3), arena, channel().0).unwrap();
+    let bytes = pattern(3, small_layout().bytes_per_block());
+    for block in 0..3 {
+        device.upload(SlotId(block), &bytes).unwrap();
+    }
+    device.zero(&[SlotId(1)]).unwrap();
+    let full = BlockDigest {
+        checksum: kv_core::payload_checksum(&bytes),
+        nonzero: bytes.iter().filter(|&&byte| byte != 0).count() as u64,
+    };
+    let empty = BlockDigest { checksum: kv_core::payload_checksum(&vec![0; bytes.len()]), nonzero: 0 };
+    let all = [SlotId(0), SlotId(1), SlotId(2)];
+    assert_eq!(device.digest(&all).unwrap(), [full, empty, full]);
+    assert!(matches!(device.zero(&[SlotId(0), SlotId(3)]), Err(DeviceError::NoSuchBlock { block: 3, .. })));
+    assert_eq!(device.digest(&all).unwrap(), [full, empty, full], "nothing was erased by a refused call");
+}

@@ -30,4 +30,7 @@ unsafe impl HostMemory for Arena {
     fn size(&self) -> usize {
         if self.span().start.is_null() { 0 } else { self.span().len }
     }
+    fn granule(&self) -> usize {
+        self.slot_bytes()
+    }
 }

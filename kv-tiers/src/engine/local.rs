@@ -8,7 +8,7 @@ use kv_core::layout::Placement;
 use kv_core::planner::{ConfigError, LogShape, Planner, PlannerConfig};
 use kv_core::policy::{BytesPerDay, PolicyKind};
 use kv_core::units::Bytes;
-use kv_cuda::{BlockCopy, Device, DeviceError, Direction, HostDevice};
+use kv_cuda::{BlockCopy, ChoiceError, ChosenDevice, Device, DeviceChoice, DeviceError, Direction};
 use parking_lot::RwLock;
 
 use super::{Clock, Engine, Hand, Inbox};
@@ -22,6 +22,8 @@ pub struct EngineConfig {
     pub block_bytes: usize,
     /// The block pool in device memory that kvtier manages; `None` when the runtime keeps its own.
     pub hbm: Option<Placement>,
+    /// The device that holds that pool.
+    pub device: DeviceChoice,
     /// Blocks in pinned host memory.
     pub host_slots: u32,
     /// The NVMe log, if there is one.
@@ -72,7 +74,7 @@ pub enum OpenError {
     Arena(#[from] ArenaError),
     /// No device.
     #[error("the device could not be set up")]
-    Device(#[from] DeviceError),
+    Device(#[from] ChoiceError),
     /// No log.
     #[error("the NVMe log could not be opened")]
     Nvme(#[from] NvmeError),
@@ -103,7 +105,7 @@ impl Engine {
         let inbox = Arc::new(Inbox::default());
         let (hands, recovery) = LocalHands::open(config, inbox.clone())?;
         let served = recovery.as_ref().map_or(0, |found| planner.restore(&found.segments, &found.records));
-        let (arena, device) = (hands.arena.clone(), hands.device.clone());
+        let (arena, device) = (hands.arena.clone(), hands.device().cloned());
         let mut engine = Self::assemble(planner, arena, Arc::new(hands), Clock::monotonic(), &inbox);
         engine.start_ticker().map_err(OpenError::Thread)?;
         Ok(Opened { engine, device, recovery, served })
@@ -113,7 +115,7 @@ impl Engine {
 /// Device and log of this machine, working in one arena.
 pub struct LocalHands {
     arena: Arc<Arena>,
-    device: Option<Arc<dyn Device>>,
+    device: Option<ChosenDevice>,
     /// Taken out when the hands are closed.
     log: RwLock<Option<NvmeLog>>,
     nvme_how: Option<String>,
@@ -135,10 +137,7 @@ impl LocalHands {
         // An engine without a host tier has an arena all the same, of the least size there is.
         let arena = Arena::new(ArenaConfig::new(config.host_slots.max(1), config.block_bytes))?;
         let device = match config.hbm {
-            Some(pool) => {
-                let device = HostDevice::new(pool, arena.clone(), sink.clone())?;
-                Some(Arc::new(device) as Arc<dyn Device>)
-            }
+            Some(pool) => Some(config.device.open(pool, arena.clone(), sink.clone())?),
             None => None,
         };
         let (log, recovery) = match &config.nvme {
@@ -161,7 +160,13 @@ impl LocalHands {
     /// The device.
     #[must_use]
     pub fn device(&self) -> Option<&Arc<dyn Device>> {
-        self.device.as_ref()
+        self.device.as_ref().map(|chosen| &chosen.device)
+    }
+
+    /// Which device it is, and why.
+    #[must_use]
+    pub fn device_how(&self) -> Option<&str> {
+        self.device.as_ref().map(|chosen| chosen.how.as_str())
     }
 
     /// How the log does its I/O, and why so.
@@ -186,7 +191,7 @@ impl LocalHands {
         if copies.is_empty() {
             return;
         }
-        let taken = match &self.device {
+        let taken = match self.device() {
             // SAFETY: the planner's tokens warrant it: the destination of a copy is a `Filling` slot, which
             // exactly one job has; its source is pinned, and a pinned slot is written by nobody. The slots
             // stay in that state until this job has been reported.
@@ -220,7 +225,7 @@ impl Hand for LocalHands {
     }
 
     fn close(&self) {
-        if let Some(device) = &self.device {
+        if let Some(device) = self.device() {
             device.close();
         }
         // Not under the lock: what the log reports while it closes may lead to new jobs.

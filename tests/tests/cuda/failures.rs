@@ -26,7 +26,7 @@ fn config(method: Method) -> CudaConfig {
 fn opening_fails_cleanly_at_every_call() {
     let open = |fake| Bench::try_new(pool(2, 4, Arrangement::KvOuter), config(Method::EngineBatch), 2, fake);
     let mut refused = 0;
-    for k in 1.. {
+    for k in 1..2000 {
         let fake = FakeCuda::load().alone();
         fake.fail_once("*", k, INVALID_VALUE);
         match open(fake) {
@@ -65,7 +65,7 @@ fn a_pool_that_does_not_fit_is_refused_in_words() {
 fn copies_fail_one_by_one_at_every_call() {
     for method in METHODS {
         let mut failed_somewhere = 0;
-        for k in 1.. {
+        for k in 1..500 {
             let bench = Bench::new(pool(2, 24, Arrangement::KvOuter), config(method), 12);
             let expected: Vec<_> = (0..12).map(|at| pattern(bench.block, at + 100)).collect();
             for (block, bytes) in (0..).zip(&expected) {
@@ -97,6 +97,7 @@ fn copies_fail_one_by_one_at_every_call() {
             if calls < k {
                 break;
             }
+            assert!(k < 499, "{method}: calls without end");
         }
         assert!(failed_somewhere > 3, "{method}: only {failed_somewhere} of the calls matter");
     }
@@ -127,7 +128,7 @@ fn the_gpu_dies_at_every_operation() {
                 assert_eq!(error.code, ILLEGAL_ADDRESS);
                 assert!(matches!(bench.device.zero(&[SlotId(0)]), Err(DeviceError::Lost(_))));
             } else {
-                assert!(k > 2, "{method}: fewer than {k} operations");
+                assert!(k > 1, "{method}: not one operation");
             }
             bench.device.close();
         }

@@ -50,6 +50,7 @@ fn layers_arrive_in_order_and_whole() {
             }
             assert_eq!(progress.wait(LAYERS), Err(TransferError::Down), "there is no such layer");
             bench.finish(BLOCKS as usize);
+            drop(progress);
             bench.close();
         }
     }
@@ -82,7 +83,7 @@ fn a_stream_is_held_until_its_layer_is_there() {
         let found = unsafe { std::slice::from_raw_parts(seen.base().as_ptr(), bench.block) };
         assert!(found == expected, "{method}: the stream ran ahead");
         bench.finish(1);
-        drop((seen, stream, current, context));
+        drop((progress, seen, stream, current, context));
         bench.close();
     }
 }
@@ -100,6 +101,7 @@ fn a_load_that_fails_says_so_to_everyone_who_waits() {
     assert_eq!(progress.wait(LAYERS - 1), Err(TransferError::Device(1)));
     // SAFETY: no stream is held: the load has failed.
     assert!(unsafe { progress.hold(LAYERS - 1, Default::default()) }.is_err());
+    drop(progress);
     bench.close();
 }
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod copies;
+mod engine;
 mod failures;
 mod layers;
 mod lifetimes;

@@ -138,11 +138,14 @@ fn streams_of_the_caller_are_honoured() {
 #[test]
 fn demand_overtakes_write_backs() {
     for method in METHODS {
-        let blocks = 600;
+        // Kernels are given more at once, because they do not stand in anybody's queue.
+        let direct = matches!(method, Method::Kernel { .. } | Method::Bulk { .. });
+        let at_once = if direct { 32 << 20 } else { 4 << 20 };
+        let blocks = 4 * at_once / (128 << 10);
         let mut config = forced(method);
         config.tuning.calibration = Some(flat());
-        let bench = Bench::new(pool(4, blocks, Arrangement::KvOuter), config, blocks as usize);
-        let first = (blocks - 1) as usize;
+        let bench = Bench::new(pool(4, blocks as u32, Arrangement::KvOuter), config, blocks);
+        let first = blocks - 1;
         bench.fake.stall();
         let stores: Vec<_> = (0..first).map(|at| bench.copy(at as u64, ToHost, at as u32, at)).collect();
         bench.submit(&stores, Urgency::WriteBack);
@@ -163,9 +166,6 @@ fn demand_overtakes_write_backs() {
             }
             before += 1;
         }
-        // Kernels are given more at once, because they do not stand in anybody's queue.
-        let at_once =
-            if matches!(method, Method::Kernel { .. } | Method::Bulk { .. }) { 32 << 20 } else { 4 << 20 };
         assert!(before * bench.block <= 2 * at_once, "{method}: {before} of {first} blocks went before");
         assert!(first * bench.block > 3 * at_once, "the test has enough to overtake");
         bench.finish(first - before);

@@ -43,6 +43,8 @@ fn a_batch_is_one_operation() {
     ok(cuStreamSynchronize(stream));
     let op = &gpu.fake.ops()[0];
     assert_eq!((op.descriptors, op.bytes), (2, 20));
+    let settings = gpu.fake.settings();
+    assert_eq!(op.end_ns - op.start_ns, settings.copy_latency_ns + 2 * settings.descriptor_ns);
     let expected: Vec<u8> = (50..60).chain(20..30).collect();
     assert_eq!(gpu.fake.peek(device, 20).unwrap(), expected);
 

@@ -52,10 +52,10 @@ fn a_stalled_device_hangs_until_it_resumes() {
             ok(cuCtxSetCurrent(context));
             cuStreamSynchronize(stream)
         });
-        assert_eq!(cuStreamQuery(stream), 600);
-        assert_eq!(gpu.peek(device), POISON);
+        let meanwhile = (cuStreamQuery(stream), gpu.peek(device));
         gpu.fake.resume();
         assert_eq!(waiter.join().unwrap(), 0);
+        assert_eq!(meanwhile, (600, POISON));
     });
     assert_eq!(gpu.peek(device), 1);
 }

@@ -16,6 +16,9 @@ use crate::gpu::rig::{Rig, timed, wait_for};
 const WRITE_BACKS: usize = 200_000_000;
 /// A block of 25 layers of 2 KiB: 50 KB.
 const SMALL: (usize, usize) = (2 << 10, 25 * (2 << 10));
+/// What the two figures are called, for the marks.
+pub(super) const DEMAND: &str = "a demand load of 50 KB";
+pub(super) const ALONE: &str = "alone";
 /// Loads of one round, alone.
 const REPEATED: usize = 20;
 
@@ -61,10 +64,7 @@ fn demand(rig: &Rig, bench: &Bench) -> Result<Vec<Figure>, GpuError> {
         wait_for(&over.completions, left)?;
     }
     let behind = format!("behind {} MB of write-backs", stores.len() * block / 1_000_000);
-    let figures = [
-        plain("a demand load of 50 KB", "alone", "us", alone),
-        plain("a demand load of 50 KB", &behind, "us", overtaking),
-    ];
+    let figures = [plain(DEMAND, ALONE, "us", alone), plain(DEMAND, &behind, "us", overtaking)];
     Ok(figures.into_iter().flatten().collect())
 }
 

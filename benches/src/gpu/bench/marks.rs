@@ -7,6 +7,7 @@ use super::Figure;
 use super::figure::LIMIT;
 use super::hbm::PERMUTE;
 use super::link::BARE;
+use super::load::{ALONE, DEMAND};
 use crate::ByteSize;
 
 /// Fragments below it are not promised anything.
@@ -65,6 +66,7 @@ pub(super) fn of(figures: &[Figure]) -> Vec<Mark> {
         mark("both ways at 95 % of contiguous copies both ways", 0.95, auto("both").filter_map(share)),
         mark("permutes at 85 % of a plain copy in the GPU", 0.85, best_of_each(permutes).filter_map(share)),
         mark("never slower than the copy engine alone (within the spread)", 1.0, against_engine(figures)),
+        mark("a demand load behind write-backs in its own time and that of 4 MiB", 1.0, overtaking(figures)),
     ]
 }
 
@@ -100,6 +102,19 @@ fn against_engine(figures: &[Figure]) -> impl Iterator<Item = (String, f64)> {
     })
 }
 
+/// The time that a demand load may take behind write-backs, over the time that it takes: a copy engine ends what
+/// it has begun, and is given no more than 4 MiB at once.
+fn overtaking(figures: &[Figure]) -> impl Iterator<Item = (String, f64)> {
+    let demand = |alone: bool| {
+        figures.iter().filter(move |figure| figure.work == DEMAND && (figure.contender == ALONE) == alone)
+    };
+    let own = demand(true).map(|figure| figure.value.median).next();
+    let limits = figures.iter().filter(|figure| figure.work == "d2h" && figure.contender == LIMIT);
+    let slowest = limits.map(|figure| figure.value.median).min_by(f64::total_cmp);
+    let allowed = own.zip(slowest).map(|(own, rate)| own + f64::from(4 << 20) / 1e9 / rate * 1e6);
+    demand(false).filter_map(move |figure| Some((figure.contender.clone(), allowed? / figure.value.median)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,7 +139,7 @@ mod tests {
 
     #[test]
     fn nothing_measured_is_not_a_pass() {
-        assert_eq!(verdicts(&[]), ["not measured"; 5]);
+        assert_eq!(verdicts(&[]), ["not measured"; 6]);
     }
 
     #[test]
@@ -166,5 +181,21 @@ mod tests {
         assert_eq!((against(49.0).verdict, against(49.0).measured), ("PASS", Some(1.0)));
         assert_eq!((against(45.0).verdict, against(45.0).measured), ("FAIL", Some(0.9)));
         assert_eq!(against(55.0).verdict, "PASS");
+    }
+
+    #[test]
+    fn a_demand_load_may_wait_for_four_megabytes() {
+        let demand = |contender: &str, us| Figure {
+            work: DEMAND.to_owned(),
+            share: None,
+            ..figure("", 0, contender, us, 0.0)
+        };
+        let behind = |us| {
+            // 4 MiB at 41.94304 GB/s are 100 us.
+            let limit = figure("d2h", 4096, LIMIT, 41.943_04, 1.0);
+            of(&[limit, demand(ALONE, 20.0), demand("behind 200 MB", us)]).remove(5)
+        };
+        assert_eq!((behind(60.0).verdict, behind(240.0).verdict), ("PASS", "FAIL"));
+        assert!((behind(60.0).measured.unwrap() - 2.0).abs() < 1e-9);
     }
 }

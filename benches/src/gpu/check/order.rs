@@ -109,7 +109,6 @@ impl<'a> Runtime<'a> {
     }
 
     fn finish(&self) -> Result<(), GpuError> {
-        let _current = self.rig.enter()?;
         Ok(self.stream.synchronize()?)
     }
 }

@@ -201,7 +201,7 @@ fn permute(rig: &Rig, rng: &mut SplitMix64, scale: Scale, share: bool) -> Result
         // SAFETY: the walk visits blocks of both pools, which live until the stream was waited for.
         unsafe { rig.kernels.copy(&current, &rig.stream, &walk, ctas, bulk) }?;
     }
-    rig.synchronize()?;
+    rig.stream.synchronize()?;
 
     let mut bytes = 0;
     for &(source, target) in &pairs {
