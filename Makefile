@@ -7,7 +7,10 @@ DENY := .tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 # What the kernels are compiled and mirrored with. It is installed only to change or to check them.
 KERNEL_TOOLS := .tools/cuda-13.0.88-ptxas-12.4.131-libclang-18.1.1
 
-.PHONY: help demo test asan bench lint soak kernels kernels-check
+# Its own folder: other flags than the usual release build, which would be built anew every time.
+GPU_BUILD := target/gpu
+
+.PHONY: help demo test asan bench gpu lint soak kernels kernels-check
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -34,6 +37,16 @@ bench: fio ## Measure against the limits and the peers (the first build takes mi
 	cargo run --release --locked --features peers -- bench nvme
 	cargo run --release --locked --features peers -- bench reopen
 	cargo bench -p kvtier-benches --locked
+
+# One file, without debug information, that needs a driver and a C library not older than this machine's. The
+# commit is built in: the other machine has no repository.
+gpu: ## Build dist/gpu for any NVIDIA machine: copy it there and run run.sh (no toolchain, no network)
+	KVTIER_COMMIT=$$(git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown) \
+		CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=none \
+		cargo build --release --locked -p kvtier-benches --bin kvtier --target-dir $(GPU_BUILD)
+	mkdir -p dist/gpu
+	cp $(GPU_BUILD)/release/kvtier benches/gpu/run.sh dist/gpu/
+	@du -h dist/gpu/kvtier
 
 kernels: $(KERNEL_TOOLS) ## Compile the CUDA kernels and write what is generated from them
 	cargo run -q -p kvtier-kernels --locked -- write $(KERNEL_TOOLS)

@@ -1,7 +1,8 @@
 //! Completions of hands as a channel, for benchmarks that wait for them on their own thread.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use kv_core::Verified;
 use kv_core::ids::JobId;
@@ -35,5 +36,17 @@ impl Completions {
     pub(crate) fn wait(&self) -> Result<JobId, TransferError> {
         let (job, result) = self.0.recv().map_err(|_| TransferError::Down)?;
         result.map(|()| job)
+    }
+
+    /// As [`Completions::wait`], for hands that may hang: `None` if nothing is over in that time.
+    ///
+    /// # Errors
+    /// As for [`Completions::wait`].
+    pub(crate) fn wait_at_most(&self, time: Duration) -> Result<Option<JobId>, TransferError> {
+        match self.0.recv_timeout(time) {
+            Ok((job, result)) => result.map(|()| Some(job)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(TransferError::Down),
+        }
     }
 }

@@ -11,7 +11,8 @@ use clap::Parser;
 #[global_allocator]
 static HEAP: kvtier_benches::heap::CountingHeap = kvtier_benches::heap::CountingHeap;
 
-/// Exit codes: 0 done; 1 it failed, standard error says why and what to do; 2 wrong usage.
+/// Exit codes: 0 done; 1 it failed, standard error says why and what to do; 2 wrong usage; 3 there is no GPU
+/// that could be used.
 #[derive(Parser)]
 #[command(
     name = "kvtier",
@@ -23,9 +24,10 @@ static HEAP: kvtier_benches::heap::CountingHeap = kvtier_benches::heap::Counting
         kvtier bench index --blocks 4096 --json   one small run, one JSON object on standard output\n  \
         kvtier bench copy                         block copies as a share of memcpy\n  \
         kvtier bench nvme --dir /mnt/nvme         the NVMe log as a share of fio, on that disk\n  \
+        kvtier gpu check                          whether every kernel and copy path is right on this GPU\n  \
         kvtier help bench index                   everything about one command\n\n\
         Results go to standard output, progress and errors to standard error.\n\
-        Exit codes: 0 done, 1 failed (standard error says why), 2 wrong usage."
+        Exit codes: 0 done, 1 failed (standard error says why), 2 wrong usage, 3 no GPU that can be used."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -45,10 +47,13 @@ fn main() -> ExitCode {
         Err(error) => {
             // Standard error may be gone as well; the exit code still tells.
             writeln!(io::stderr(), "kvtier: {}", chain(error.as_ref())).ok();
-            ExitCode::FAILURE
+            if cmd::needs_a_gpu(error.as_ref()) { ExitCode::from(NO_GPU) } else { ExitCode::FAILURE }
         }
     }
 }
+
+/// Nothing was tried, because there is no driver or no GPU here: not the same as a check that fails.
+const NO_GPU: u8 = 3;
 
 /// `what: why: why that`.
 fn chain(error: &(dyn Error + 'static)) -> String {

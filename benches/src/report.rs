@@ -3,10 +3,10 @@
 use std::fmt;
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Repeated measurements of one thing. The median is the figure; minimum and maximum show how far to trust it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// The middle one (mean of the middle two).
     pub median: f64,
@@ -111,7 +111,8 @@ pub struct Machine {
     pub load: String,
     /// Kernel name and release.
     pub kernel: String,
-    /// Commit of the source tree in the current directory, `-dirty` when it has local changes.
+    /// Commit that this was built from, if the build said so; else that of the current directory.
+    /// `-dirty` when there were local changes.
     pub commit: String,
     /// `release` or `debug`. Figures of a debug build mean nothing.
     pub build: &'static str,
@@ -139,7 +140,30 @@ impl Machine {
     }
 }
 
+/// Today in UTC, as 2026-01-31. Howard Hinnant's days_from_civil the other way round.
+pub(crate) fn today() -> String {
+    let since = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    date(since / 86_400)
+}
+
+/// The day that is so many days after 1 January 1970.
+fn date(days: u64) -> String {
+    // Years begin in March, so that the day that comes and goes is the last one.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    format!("{:04}-{month:02}-{day:02}", 400 * era + year + next)
+}
+
+/// As given when this was built (a binary is carried to other machines), or of the current directory.
 fn commit() -> Option<String> {
+    if let Some(built) = option_env!("KVTIER_COMMIT") {
+        return Some(built.to_owned());
+    }
     let args = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
     let out = Command::new("git").args(args).output().ok().filter(|out| out.status.success())?;
     Some(String::from_utf8(out.stdout).ok()?.trim().to_owned())
@@ -180,6 +204,15 @@ mod tests {
         assert_eq!(lines[1], "|-----------------|----:|");
         assert_eq!(lines[2], "| kvtier          | 7.5 |");
         assert_eq!(lines[3], "| a very long one |     |");
+    }
+
+    #[test]
+    fn days_have_dates() {
+        for (days, expected) in
+            [(0, "1970-01-01"), (11_016, "2000-02-29"), (11_017, "2000-03-01"), (20_453, "2025-12-31")]
+        {
+            assert_eq!(date(days), expected);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A number of bytes: `4096`, `512KiB`, `2MiB`, `1GiB`. Serialised as a plain number.
 ///
@@ -16,7 +16,7 @@ use serde::Serialize;
 /// assert_eq!(ByteSize(1500).to_string(), "1500 B");
 /// # Ok::<(), kvtier_benches::BadSize>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ByteSize(pub u64);
 

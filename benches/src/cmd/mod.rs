@@ -6,6 +6,7 @@ mod bench_index;
 mod bench_nvme;
 mod bench_reopen;
 mod demo;
+mod gpu;
 mod inspect;
 mod replay;
 
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvtier_benches::ByteSize;
+use kvtier_benches::gpu::GpuError;
 use kvtier_benches::nvme::Scratch;
 use serde::Serialize;
 
@@ -27,6 +29,7 @@ pub(crate) enum Command {
     Demo(demo::Args),
     Replay(replay::Args),
     Inspect(inspect::Args),
+    Gpu(gpu::Args),
     /// Measure against the hardware's limit and the peers, in one run on this machine
     #[command(subcommand)]
     Bench(Bench),
@@ -46,6 +49,7 @@ impl Command {
             Self::Demo(args) => demo::run(args, output),
             Self::Replay(args) => replay::run(args, output),
             Self::Inspect(args) => inspect::run(args, output),
+            Self::Gpu(args) => gpu::run(args, output),
             Self::Bench(Bench::Index(args)) => bench_index::run(args, output),
             Self::Bench(Bench::Copy(args)) => bench_copy::run(args, output),
             Self::Bench(Bench::Nvme(args)) => bench_nvme::run(args, output),
@@ -128,4 +132,9 @@ fn scratch(parent: Option<&Path>, needed: ByteSize) -> Result<Scratch> {
         std::process::exit(130);
     })?;
     Ok(scratch)
+}
+
+/// Whether a command did nothing for want of a GPU or a driver.
+pub(crate) fn needs_a_gpu(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(GpuError::Missing(_)))
 }

@@ -527,6 +527,32 @@ impl Shared {
     }
 }
 
+impl Shape {
+    /// Blocks in runs of `run_bytes` that lie well: every address suits the widest access. What a device
+    /// makes of a transfer whose buffers were allocated as usual.
+    #[must_use]
+    pub fn well_laid(
+        direction: Direction,
+        urgency: Urgency,
+        blocks: usize,
+        block_bytes: usize,
+        run_bytes: usize,
+    ) -> Self {
+        let alignment = 1 << (run_bytes | 16).trailing_zeros();
+        let piece_bytes = piece_bytes(urgency);
+        fitted(Self {
+            direction,
+            blocks,
+            block_bytes,
+            run_bytes,
+            alignment,
+            mapped: true,
+            whole_runs: true,
+            piece_bytes,
+        })
+    }
+}
+
 /// A run larger than a piece is cut, and kernels walk whole runs only.
 fn fitted(shape: Shape) -> Shape {
     Shape { whole_runs: shape.whole_runs && shape.run_bytes <= shape.piece_bytes, ..shape }

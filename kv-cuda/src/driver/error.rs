@@ -79,7 +79,9 @@ pub enum DriverError {
     #[error("the CUDA driver library has no {0}; is this libcuda.so.1 NVIDIA's?")]
     MissingSymbol(&'static str),
     /// The library is there but does not start.
-    #[error("the NVIDIA driver does not start: {0}; see whether nvidia-smi works")]
+    #[error(
+        "the NVIDIA driver does not start: {0}; see whether nvidia-smi works and what CUDA_VISIBLE_DEVICES says"
+    )]
     Init(CudaError),
     /// The GPU is there but cannot be used.
     #[error("GPU {ordinal} cannot be used: {error}")]

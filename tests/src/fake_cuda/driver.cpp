@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "environment.h"
+
 namespace fake {
 
 FakeSettings usual_settings() {
-    return {
+    FakeSettings usual = {
         .seed = 0,
         .ops_per_query = 2,
         .driver_version = 12080,
@@ -23,6 +25,8 @@ FakeSettings usual_settings() {
         .descriptor_ns = 500,
         .launch_ns = 3000,
     };
+    apply_environment(usual);
+    return usual;
 }
 
 Driver &driver() {

@@ -20,7 +20,7 @@ mod ffi;
 
 use std::ffi::{CStr, CString};
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -117,11 +117,21 @@ impl FakeCuda {
     #[must_use]
     pub fn load_variant(variant: Variant) -> &'static Self {
         let fake = FAKE.get_or_init(|| {
-            let path = library(variant).build().unwrap_or_else(|error| panic!("{error}"));
+            let path = Self::library(variant);
             Self { control: ffi::Control::load(&path), variant, turn: Mutex::new(()) }
         });
         assert_eq!(fake.variant, variant, "a process has one fake driver");
         fake
+    }
+
+    /// The driver as a library for another process, compiled if need be. A process that finds it as
+    /// `libcuda.so` on its `LD_LIBRARY_PATH` has this driver; `environment.h` says how it is steered.
+    ///
+    /// # Panics
+    /// If there is no C++ compiler.
+    #[must_use]
+    pub fn library(variant: Variant) -> PathBuf {
+        library(variant).build().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Waits for the other tests of this process and resets the driver.
@@ -270,6 +280,7 @@ fn library(variant: Variant) -> Library {
         "api_streams.cpp",
         "cost.cpp",
         "driver.cpp",
+        "environment.cpp",
         "guard.cpp",
         "kernel.cpp",
         "memory.cpp",

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cost.h"
+#include "environment.h"
 #include "guard.h"
 #include "kernel.h"
 #include "kv_host.h"
@@ -167,6 +168,7 @@ Side Scheduler::side_of(Address address, size_t bytes) {
 }
 
 Result Scheduler::run(Op &op) {
+    if (is_broken(op.name)) break_op(op);
     switch (op.kind) {
         case Op::Kind::Copy: {
             // A batch has no order.

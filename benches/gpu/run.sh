@@ -1,0 +1,42 @@
+#!/bin/sh
+# Checks kvtier on this machine's GPU, measures it, and keeps the results beside this script as
+# gpu-<device>-<date>.json and .md (the check as gpu-<device>-<date>-check.json).
+#
+#   ./run.sh                  the whole check and the whole measurement: some minutes
+#   ./run.sh --device 1       another GPU
+#   QUICK=1 ./run.sh          a minute
+#
+# Needs an NVIDIA driver (CUDA 12.4 or later) and a C library not older than the build machine's. No toolchain,
+# no network. With python3 and torch the copies of other projects are measured, too.
+set -eu
+cd "$(dirname "$0")"
+
+device=0
+while [ $# -gt 0 ]; do
+    case $1 in
+    --device) device=${2:?--device needs a number}; shift 2 ;;
+    *) echo "usage: run.sh [--device N]" >&2; exit 2 ;;
+    esac
+done
+
+./kvtier gpu info
+# The name of the device as it may stand in the name of a file.
+name=$(./kvtier gpu info --json | tr '{' '\n' | grep "\"ordinal\":$device," |
+    sed 's/.*"name":"\([^"]*\)".*/\1/' | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
+stem=gpu-${name:-device-$device}-$(date -u +%F)
+
+check_sizes= bench_sizes=
+if [ "${QUICK:-}" ]; then
+    check_sizes="--quick"
+    bench_sizes="--rounds 3 --fragments 4KiB,64KiB,1MiB --bytes 64MiB"
+fi
+# A failed check ends it: figures of wrong copies mean nothing. What failed is in the file.
+# shellcheck disable=SC2086 # options are words
+if ! ./kvtier gpu check --device "$device" $check_sizes --json >"$stem-check.json"; then
+    echo "the check failed, see $stem-check.json" >&2
+    exit 1
+fi
+echo "The check passed: $stem-check.json"
+# shellcheck disable=SC2086
+./kvtier gpu bench --device "$device" $bench_sizes --out "$stem"
+echo "Results: $stem.json, $stem.md"
