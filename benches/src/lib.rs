@@ -4,6 +4,7 @@
 //! trace     reads JSONL request traces          index   prefix look-ups against the limit and the peers
 //! generate  makes an agent-like one from a seed copy    gathers and scatters of blocks against memcpy
 //! heap      counts heap bytes and allocations   nvme   the NVMe log against fio, and its reopening
+//! cost      load or recompute, by several rules
 //! replay    drives the planner or the engine    report samples, tables, facts about the machine
 //! ```
 //!
@@ -12,6 +13,7 @@
 
 mod completions;
 pub mod copy;
+pub mod cost;
 pub mod generate;
 pub mod heap;
 pub mod index;

@@ -4,7 +4,7 @@
 //!            3 bad in a row             its time has come
 //!   Closed ───────────────► Open ─────────────────────────► one probe ──► good: Closed
 //!                            ▲                                   │
-//!                            └───────── bad: twice as long ◄─────┘
+//!                            └──── bad: half as long again ◄─────┘
 //! ```
 //!
 //! Nobody waits for the probe: a request that meets a half-open breaker recomputes.
@@ -15,7 +15,7 @@ use crate::units::Nanos;
 const BAD_IN_A_ROW: u8 = 3;
 /// How long it stays open at first, and at most.
 const FIRST: Nanos = Nanos::from_millis(1_000);
-const LONGEST: Nanos = Nanos::from_millis(64_000);
+const LONGEST: Nanos = Nanos::from_millis(30_000);
 
 /// What may be asked of a source now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Breaker {
         if let State::Open { until, pause } = self.0
             && now >= until
         {
-            self.open(now, pause + pause);
+            self.open(now, pause + Nanos(pause.0 / 2));
         }
     }
 
@@ -108,16 +108,19 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_a_limit_even_when_a_probe_is_never_heard_of() {
+    fn pauses_grow_up_to_a_limit_even_when_a_probe_is_never_heard_of() {
         let mut breaker = Breaker::new();
         (0..3).for_each(|_| breaker.bad(s(0)));
         let mut now = s(1);
-        for pause in [2, 4, 8, 16, 32, 64, 64, 64] {
+        let mut pause = FIRST;
+        for _ in 0..12 {
             assert_eq!(breaker.gate(now), Gate::OneProbe);
             breaker.probing(now);
             breaker.bad(now);
-            assert_eq!(breaker.gate(now + s(pause) - Nanos(1)), Gate::Nothing);
-            now = now + s(pause);
+            pause = Nanos(pause.0 * 3 / 2).min(LONGEST);
+            assert_eq!(breaker.gate(now + pause - Nanos(1)), Gate::Nothing);
+            now = now + pause;
         }
+        assert_eq!(pause, LONGEST);
     }
 }

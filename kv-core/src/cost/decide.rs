@@ -7,17 +7,21 @@ use super::model::{CostModel, Source, SourceId};
 use super::recompute::{RecomputeForecast, TokenRange};
 use super::rule::{Candidate, HEDGE_AT, MARGIN, MOST_WAIT, Trade, WhenLate};
 use super::settle::{Stake, Ticket};
-use crate::units::{Bytes, Nanos};
+use crate::units::{Bytes, Nanos, Tokens};
 
-/// Probes that a source must have answered before a request waits for it.
-const MEASURED: u8 = 8;
 /// One request in this many takes a probe along.
 const PROBE_ONE_IN: u64 = 100;
+/// A source that is refused is also probed when it was not observed for so long: its congestion may be over. The time
+/// grows by half with every such probe, up to the longest, and is the first again when the source is used.
+pub(super) const PATIENCE: Nanos = Nanos::from_millis(2_000);
+const LONGEST_PATIENCE: Nanos = Nanos::from_millis(60_000);
 /// The largest probe. Large, because time per byte cannot be told from time to the first byte by small ones; two
 /// probes in three are a quarter and a sixteenth of what they could be.
 const PROBE_BYTES: u64 = 256 << 20;
-/// A probe runs for twice what recomputing would take: a source slower than that is as good as none. At least this.
-const SHORTEST_PROBE: f64 = 0.05;
+/// A probe is given up after so many times what recomputing would take: a source slower than that is as good as none.
+const PROBE_PATIENCE: f64 = 8.0;
+/// But not sooner than this, in seconds.
+const SHORTEST_PROBE: f64 = 4.0;
 
 /// A question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub struct Ask {
     /// The tokens that would not have to be computed: from the end of what the request has in fast tiers to the end of
     /// what the sources have.
     pub range: TokenRange,
+    /// The end of the prompt. What lies behind the range is computed in any case.
+    pub prompt_end: Tokens,
     /// What the runtime can do with a late load.
     pub when_late: WhenLate,
 }
@@ -127,7 +133,7 @@ impl CostModel {
     pub fn decide(&mut self, now: Nanos, ask: &Ask, offers: &[Offer], dice: u64) -> Decision {
         let recompute = self.curve.forecast(now, ask.range);
         let before = self.ledger.balance();
-        let longest = MOST_WAIT * recompute.surely;
+        let longest = self.longest(now, ask);
         let weighing = self.weigh(now, ask, &recompute, offers, longest);
         let mut why = Explanation {
             range: ask.range,
@@ -153,7 +159,7 @@ impl CostModel {
                 (true, true) => Decided::Saves,
             };
             if why.decided == Decided::Saves {
-                match self.admit(&best, weighing.second, &recompute) {
+                match self.admit(&best, weighing.second, &recompute, longest) {
                     Some(load) => wait_for = Some(load),
                     None => why.decided = Decided::Ledger,
                 }
@@ -169,7 +175,7 @@ impl CostModel {
     #[must_use]
     pub fn quote(&self, now: Nanos, ask: &Ask, offers: &[Offer]) -> Quote {
         let recompute = self.curve.forecast(now, ask.range);
-        let longest = (MOST_WAIT * recompute.surely).min(self.ledger.room().as_secs_f64());
+        let longest = self.longest(now, ask).min(self.ledger.room().as_secs_f64());
         let best = self.weigh(now, ask, &recompute, offers, longest).best;
         let Some(best) = best.filter(|best| worth(&recompute, &best.candidate)) else {
             let expected = recompute.expected;
@@ -184,6 +190,12 @@ impl CostModel {
             p90: if late { in_vain } else { slow.min(in_vain) },
             source: Some(best.offer.source),
         }
+    }
+
+    /// The longest that the request may wait, in seconds: a part of what it surely takes without any source.
+    fn longest(&self, now: Nanos, ask: &Ask) -> f64 {
+        let end = ask.prompt_end.max(ask.range.end);
+        MOST_WAIT * self.curve.forecast(now, TokenRange { start: ask.range.start, end }).surely
     }
 
     fn weigh(
@@ -201,7 +213,7 @@ impl CostModel {
                 found.obstacle = Decided::BreakerOpen;
                 continue;
             }
-            if source.load.measured() < MEASURED {
+            if !source.load.knows(offer.size.bytes) {
                 found.obstacle = Decided::Unmeasured;
                 continue;
             }
@@ -224,12 +236,13 @@ impl CostModel {
         best: &Weighed,
         second: Option<Weighed>,
         recompute: &RecomputeForecast,
+        longest: f64,
     ) -> Option<Load> {
         let alone = nanos(best.candidate.deadline);
         // When the first source is unusually late the second is still expected to beat recomputing: the request waits
         // long enough for it, if that is not too long in all.
         let late = self.quantile(best, HEDGE_AT);
-        let longest = (MOST_WAIT * recompute.surely).min(self.ledger.room().as_secs_f64());
+        let longest = longest.min(self.ledger.room().as_secs_f64());
         let second = second.filter(|s| worth(recompute, &s.candidate));
         let until = second.map_or(0.0, |second| late + self.quantile(&second, 0.9));
         let second = second.filter(|_| until <= longest);
@@ -237,7 +250,9 @@ impl CostModel {
         let reservation = self.ledger.reserve(deadline)?;
         let stake = Stake::Waiting { reservation, deadline, saved: nanos(recompute.surely) };
         let Weighed { offer, load, .. } = *best;
-        self.sources[usize::from(offer.source.0)].load.begin(offer.size.bytes);
+        let source = &mut self.sources[usize::from(offer.source.0)];
+        source.load.begin(offer.size.bytes);
+        source.patience = PATIENCE;
         let ticket = Ticket { source: offer.source, size: offer.size, forecast: load, stake };
         let hedge = second.map(|second| Hedge {
             source: second.offer.source,
@@ -287,20 +302,24 @@ impl CostModel {
         for i in 0..offers.len() {
             let offer = offers[(first + i) % offers.len()];
             let Some(source) = self.sources.get_mut(usize::from(offer.source.0)) else { continue };
+            let unseen = used.is_none() && now - source.load.seen() >= source.patience;
             let due = match source.breaker.gate(now) {
                 Gate::Nothing => false,
                 Gate::OneProbe => true,
-                Gate::Loads => chosen || source.load.measured() < MEASURED,
+                Gate::Loads => chosen || unseen || !source.load.measured(),
             };
             if !due || now < source.next_probe || used == Some(offer.source) || offer.size.bytes.0 == 0 {
                 continue;
             }
-            let deadline = nanos((2.0 * recompute.expected).max(SHORTEST_PROBE));
+            let deadline = nanos((PROBE_PATIENCE * recompute.expected).max(SHORTEST_PROBE));
             let Some(reservation) = self.ledger.reserve(Stake::share_of_probe(deadline)) else { continue };
             let bytes = Bytes((offer.size.bytes.0.min(PROBE_BYTES) >> ((dice >> 32) % 3 * 2)).max(1));
             let size = LoadSize::raw(bytes);
             source.next_probe = now + deadline;
             source.breaker.probing(now);
+            if unseen {
+                source.patience = Nanos(source.patience.0 + source.patience.0 / 2).min(LONGEST_PATIENCE);
+            }
             let load = source.load.forecast(now, &size);
             source.load.begin(bytes);
             let stake = Stake::Probing { reservation, deadline };

@@ -17,8 +17,9 @@ use super::snapshot::{Damaged, Reader, Writer};
 use crate::units::{Bytes, Nanos};
 
 /// How fast the level follows observed loads, and when it is forgotten.
-const LEVEL_RATE: f64 = 0.25;
-const LEVEL_FADE: Nanos = Nanos(30_000_000_000);
+const LEVEL_RATE: f64 = 0.15;
+const LEVEL_SURPRISE_RATE: f64 = 0.3;
+const LEVEL_FADE: Nanos = Nanos(120_000_000_000);
 /// Part of `level - 1` that every observation moves into the coefficients.
 const HAND_OVER: f64 = 0.02;
 /// Loads whose residuals are remembered, per class.
@@ -34,6 +35,12 @@ const AVERAGE_RATE: f64 = 0.05;
 const DECODE_PRIOR: f64 = 1e-9;
 /// Residuals believed before any was seen: a heavy tail.
 const RESIDUAL_PRIOR: [f64; 6] = [0.6, 0.8, 1.0, 1.3, 2.0, 6.0];
+/// Loads and probes to be observed before anything is predicted.
+const MEASURED: u8 = 12;
+/// From then on residuals are remembered.
+const SETTLED: u8 = 6;
+/// How many times larger than what was observed a load may be.
+const STRETCH: u64 = 4;
 const MIB: f64 = 1048576.0;
 
 /// What a source could deliver for a request.
@@ -117,6 +124,8 @@ pub(super) struct LoadModel {
     decode: f64,
     /// Loads and probes observed, also late ones; counted up to 255.
     measured: u8,
+    /// The largest load or probe that has arrived, in bytes.
+    largest: u64,
     in_flight: u64,
 }
 
@@ -127,19 +136,30 @@ impl LoadModel {
         let per_mib = prior.per_byte * MIB;
         Self {
             fit: Fit::new([prior.fixed, per_mib, per_mib], prior.doubt),
-            level: Level::new(LEVEL_RATE, LEVEL_FADE),
+            level: Level::new(LEVEL_RATE, LEVEL_SURPRISE_RATE, LEVEL_FADE),
             classes: std::array::from_fn(|_| Sketch::new(MEMORY)),
             all,
             lookup: 0.0,
             decode: DECODE_PRIOR,
             measured: 0,
+            largest: 0,
             in_flight: 0,
         }
     }
 
-    /// Loads and probes observed.
-    pub(super) const fn measured(&self) -> u8 {
-        self.measured
+    /// Whether enough was observed to predict a load of `bytes`: a few loads or probes, and one not much smaller.
+    pub(super) const fn knows(&self, bytes: Bytes) -> bool {
+        self.measured >= MEASURED && bytes.0 <= self.largest.saturating_mul(STRETCH)
+    }
+
+    /// Whether anything could be predicted at all.
+    pub(super) const fn measured(&self) -> bool {
+        self.measured >= MEASURED
+    }
+
+    /// When something was last observed.
+    pub(super) const fn seen(&self) -> Nanos {
+        self.level.seen()
     }
 
     pub(super) const fn in_flight(&self) -> Bytes {
@@ -195,6 +215,7 @@ impl LoadModel {
         times: &LoadTimes,
     ) {
         self.measured = self.measured.saturating_add(1);
+        self.largest = self.largest.max(size.bytes.0);
         let average = |old: &mut f64, new: f64| *old += AVERAGE_RATE * (new - *old);
         average(&mut self.lookup, times.lookup.as_secs_f64());
         if let Some(decoded) = size.decoded.filter(|bytes| bytes.0 > 0) {
@@ -202,8 +223,11 @@ impl LoadModel {
         }
         let took = times.transfer.as_secs_f64();
         let ratio = took / (forecast.queue + forecast.transfer);
-        self.classes[usize::from(forecast.class)].add(ratio);
-        self.all.add(ratio);
+        // What is off at first is the prior and not the source.
+        if self.measured > SETTLED {
+            self.classes[usize::from(forecast.class)].add(now, ratio);
+            self.all.add(now, ratio);
+        }
         self.learn(now, forecast, took);
     }
 
@@ -211,11 +235,12 @@ impl LoadModel {
     pub(super) fn late(&mut self, now: Nanos, forecast: &LoadForecast, waited: f64) {
         self.measured = self.measured.saturating_add(1);
         let ratio = forecast.ratio(waited).clamp(0.0, HIGHEST);
-        self.classes[usize::from(forecast.class)].add_more_than(ratio);
-        self.all.add_more_than(ratio);
+        let likely = self.residuals(forecast).median_beyond(ratio).min(2.0 * ratio);
+        self.classes[usize::from(forecast.class)].add_more_than(now, ratio);
+        self.all.add_more_than(now, ratio);
         // Of a time that is known to be longer only an excess says something about what is usual.
         if ratio > 1.0 {
-            self.learn(now, forecast, ratio * (forecast.queue + forecast.transfer));
+            self.learn(now, forecast, likely * (forecast.queue + forecast.transfer));
         }
     }
 
@@ -235,17 +260,19 @@ impl LoadModel {
         out.f64(self.lookup);
         out.f64(self.decode);
         out.u8(self.measured);
+        out.u64(self.largest);
     }
 
     pub(super) fn load(&mut self, from: &mut Reader<'_>, now: Nanos) -> Result<(), Damaged> {
         self.fit.load(from)?;
         self.level.load(from, now)?;
         for sketch in self.classes.iter_mut().chain([&mut self.all]) {
-            sketch.load(from)?;
+            sketch.load(from, now)?;
         }
         self.lookup = from.in_range(0.0, 1e9)?;
         self.decode = from.in_range(0.0, 1e9)?;
         self.measured = from.u8()?;
+        self.largest = from.u64()?;
         Ok(())
     }
 }

@@ -34,7 +34,7 @@
 //! use kv_core::cost::{Ask, CostConfig, CostModel, LoadSize, LoadTimes, Offer, Outcome, SourceConfig, TokenRange};
 //! use kv_core::cost::{WhenLate, priors};
 //! use kv_core::key::Fingerprint;
-//! use kv_core::units::{Bytes, Nanos};
+//! use kv_core::units::{Bytes, Nanos, Tokens};
 //!
 //! let remote = SourceConfig { name: "redis".into(), link: priors::NETWORK };
 //! let curve = priors::curve("gpt-oss-120b", "H200");
@@ -45,8 +45,9 @@
 //! let mut now = Nanos(0);
 //! let mut loaded = 0;
 //! for i in 0..50_u64 {
+//!     let ask = Ask { range, prompt_end: Tokens(16_001), when_late: WhenLate::GiveUp };
 //!     let dice = i.wrapping_mul(0x9E37_79B9_7F4A_7C15); // any random bits
-//!     let decision = model.decide(now, &Ask { range, when_late: WhenLate::GiveUp }, &offers, dice);
+//!     let decision = model.decide(now, &ask, &offers, dice);
 //!     if let Some(probe) = decision.probe {
 //!         // A read that nobody waits for: 10 ms and 10 GB/s.
 //!         let times = LoadTimes { transfer: Nanos(10_000_000 + probe.bytes.0 / 10), ..LoadTimes::default() };

@@ -1,7 +1,7 @@
 //! The state of a cost model: one recompute curve, its sources, one ledger.
 
 use super::breaker::Breaker;
-use super::decide::Ask;
+use super::decide::{Ask, PATIENCE};
 use super::failure::FailureRisk;
 use super::ledger::{Balance, Ledger};
 use super::load::{LoadModel, LoadSize};
@@ -57,6 +57,8 @@ pub(super) struct Source {
     pub(super) breaker: Breaker,
     /// No further probe before: one at a time.
     pub(super) next_probe: Nanos,
+    /// How long it may go unobserved while it is refused.
+    pub(super) patience: Nanos,
 }
 
 /// See the [module's head](super).
@@ -97,6 +99,7 @@ impl CostModel {
             risk: FailureRisk::default(),
             breaker: Breaker::new(),
             next_probe: Nanos(0),
+            patience: PATIENCE,
         });
         Ok(Self {
             fingerprint,
@@ -191,6 +194,7 @@ impl CostModel {
                     risk: FailureRisk::default(),
                     breaker: Breaker::new(),
                     next_probe: now,
+                    patience: PATIENCE,
                 }),
             };
             source.load.load(&mut from, now)?;

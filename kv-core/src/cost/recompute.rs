@@ -15,7 +15,8 @@ use super::snapshot::{Damaged, Reader, Writer};
 use crate::units::{Nanos, Tokens};
 
 /// How fast `g` follows the observed passes, and when it is forgotten.
-const LOAD_RATE: f64 = 0.3;
+const LOAD_RATE: f64 = 0.15;
+const LOAD_SURPRISE_RATE: f64 = 0.5;
 const LOAD_FADE: Nanos = Nanos(20_000_000_000);
 /// Part of `g - 1` that every observation moves into the coefficients.
 const HAND_OVER: f64 = 0.03;
@@ -92,7 +93,7 @@ impl RecomputeCurve {
         errors.believe(&[1.0 / (1.0 + prior.doubt), 1.0, 1.0 + prior.doubt], 1.0);
         Self {
             fit: Fit::new([prior.per_pass, prior.per_token * 1e3, prior.per_pair * 1e6], prior.doubt),
-            load: Level::new(LOAD_RATE, LOAD_FADE),
+            load: Level::new(LOAD_RATE, LOAD_SURPRISE_RATE, LOAD_FADE),
             errors,
         }
     }
@@ -105,7 +106,7 @@ impl RecomputeCurve {
         }
         let took = took.as_secs_f64();
         let load = self.load.at(now);
-        self.errors.add(took / expected);
+        self.errors.add(now, took / expected);
         let [tokens, pairs] = range.features();
         self.fit.observe(&[1.0, tokens, pairs], took / load);
         self.load.observe(now, took / expected);
@@ -144,7 +145,7 @@ impl RecomputeCurve {
     pub(super) fn load(&mut self, from: &mut Reader<'_>, now: Nanos) -> Result<(), Damaged> {
         self.fit.load(from)?;
         self.load.load(from, now)?;
-        self.errors.load(from)
+        self.errors.load(from, now)
     }
 }
 

@@ -98,6 +98,7 @@ impl CostModel {
         let Ticket { source, size, forecast, stake } = ticket;
         let (waited, had_bytes) = outcome.waited();
         let counted = !matches!(stake, Stake::Nothing);
+        let probed = matches!(stake, Stake::Probing { .. });
         match stake {
             Stake::Waiting { reservation, deadline, saved } if had_bytes => {
                 // Whoever was overtaken in a race had been running for that long.
@@ -110,6 +111,9 @@ impl CostModel {
             Stake::Nothing => {}
         }
         let Some(source) = self.sources.get_mut(usize::from(source.0)) else { return };
+        if probed {
+            source.next_probe = now;
+        }
         if counted {
             source.load.end(size.bytes);
         }

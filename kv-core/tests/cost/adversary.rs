@@ -81,8 +81,11 @@ fn play_all(
             model.settle(now, ticket, outcome);
             check(&model)?;
         }
-        let question =
-            Ask { range: round.range, when_late: if round.race { WhenLate::Race } else { WhenLate::GiveUp } };
+        let question = Ask {
+            range: round.range,
+            prompt_end: round.range.end,
+            when_late: if round.race { WhenLate::Race } else { WhenLate::GiveUp },
+        };
         let offers = [offer(&model, "remote", round.range)];
         let decision = model.decide(now, &question, &offers, round.dice);
         check(&model)?;

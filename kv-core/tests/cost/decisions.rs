@@ -42,8 +42,9 @@ fn a_slow_source_is_never_waited_for() {
         }
         model.observed_prefill(now, range, pass(range));
     }
-    let offers = [offer(&model, "remote", LONG)];
-    let why = model.decide(Nanos::from_millis(600_000), &ask(LONG), &offers, 1).why;
+    let range = TokenRange::new(0, 8_000);
+    let offers = [offer(&model, "remote", range)];
+    let why = model.decide(Nanos::from_millis(600_000), &ask(range), &offers, 1).why;
     assert_eq!(why.decided, Decided::TooSlow(Term::Transfer), "{why}");
     assert!(why.to_string().contains("mostly because of: transfer"));
 }
@@ -68,7 +69,11 @@ fn bytes_in_flight_make_a_source_too_slow() {
     let offers = [offer(&model, "remote", LONG)];
     let mut tickets = Vec::new();
     for _ in 0..20 {
-        match model.decide(now, &ask(LONG), &offers, 1).load {
+        let decision = model.decide(now, &ask(LONG), &offers, 1);
+        if let Some(probe) = decision.probe {
+            model.settle(now, probe.ticket, Outcome::NotStarted);
+        }
+        match decision.load {
             Some(load) => tickets.push(load.ticket),
             None => break,
         }

@@ -31,7 +31,7 @@ fn offer(model: &CostModel, source: &str, range: TokenRange) -> Offer {
 }
 
 fn ask(range: TokenRange) -> Ask {
-    Ask { range, when_late: WhenLate::GiveUp }
+    Ask { range, prompt_end: range.end, when_late: WhenLate::GiveUp }
 }
 
 fn nanos(seconds: f64) -> Nanos {
