@@ -30,6 +30,7 @@ bench: fio ## Measure against the limits and the peers (the first build takes mi
 	cargo run --release --locked --features peers -- bench copy
 	cargo run --release --locked --features peers -- bench nvme
 	cargo run --release --locked --features peers -- bench reopen
+	cargo run --release --locked --features peers -- bench cost
 	cargo bench -p kvtier-benches --locked
 
 lint: $(DENY) ## Check format, lints, docs, licences and sources of dependencies

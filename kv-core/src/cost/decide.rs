@@ -17,7 +17,7 @@ pub(super) const PATIENCE: Nanos = Nanos::from_millis(2_000);
 const LONGEST_PATIENCE: Nanos = Nanos::from_millis(60_000);
 /// The largest probe. Large, because time per byte cannot be told from time to the first byte by small ones; two
 /// probes in three are a quarter and a sixteenth of what they could be.
-const PROBE_BYTES: u64 = 256 << 20;
+const PROBE_BYTES: u64 = 1 << 30;
 /// A probe is given up after so many times what recomputing would take: a source slower than that is as good as none.
 const PROBE_PATIENCE: f64 = 8.0;
 /// But not sooner than this, in seconds.
@@ -182,7 +182,7 @@ impl CostModel {
             return Quote { recompute: expected, expected, p90: expected, source: None };
         };
         let in_vain = best.candidate.deadline + recompute.expected;
-        let slow = self.sources[usize::from(best.offer.source.0)].load.quantile(&best.load, 0.9);
+        let slow = self.sources[usize::from(best.offer.source.0)].load.p90(&best.load);
         let late = ask.when_late == WhenLate::GiveUp && slow > best.candidate.deadline;
         Quote {
             recompute: recompute.expected,
@@ -278,7 +278,7 @@ impl CostModel {
             source: offer.source,
             load,
             median: self.quantile(weighed, 0.5),
-            p90: self.quantile(weighed, 0.9),
+            p90: self.sources[usize::from(offer.source.0)].load.p90(&load),
             risk,
             deadline: candidate.deadline,
             cost: candidate.cost,

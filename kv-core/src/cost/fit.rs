@@ -93,7 +93,7 @@ impl<const N: usize> Fit<N> {
 
     fn drift(&mut self) {
         for i in 0..N {
-            let most = square(self.doubt * self.theta[i]);
+            let most = square(self.doubt * self.theta[i].max(self.prior[i]));
             let variance = self.covariance[i][i] + square(DRIFT * self.theta[i]);
             self.covariance[i][i] = variance;
             // Shrinking row and column alike keeps the matrix a covariance.

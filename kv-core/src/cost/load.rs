@@ -41,6 +41,9 @@ const MEASURED: u8 = 12;
 const SETTLED: u8 = 6;
 /// How many times larger than what was observed a load may be.
 const STRETCH: u64 = 4;
+/// How fast the P90 is corrected, and how far.
+const CORRECTION: f64 = 0.01;
+const P90_BOUNDS: (f64, f64) = (0.75, 0.985);
 const MIB: f64 = 1048576.0;
 
 /// What a source could deliver for a request.
@@ -124,6 +127,10 @@ pub(super) struct LoadModel {
     decode: f64,
     /// Loads and probes observed, also late ones; counted up to 255.
     measured: u8,
+    /// The quantile that nine loads in ten do not exceed. Not 0.9 itself: the distribution of the past is not that of
+    /// the next load when regimes change, so it is corrected by every load that could tell (adaptive conformal
+    /// inference; Gibbs and Candes, 2021).
+    p90_at: f64,
     /// The largest load or probe that has arrived, in bytes.
     largest: u64,
     in_flight: u64,
@@ -142,6 +149,7 @@ impl LoadModel {
             lookup: 0.0,
             decode: DECODE_PRIOR,
             measured: 0,
+            p90_at: 0.9,
             largest: 0,
             in_flight: 0,
         }
@@ -206,6 +214,20 @@ impl LoadModel {
         forecast.time(self.residuals(forecast).quantile(tau))
     }
 
+    /// Seconds that nine such loads in ten do not exceed.
+    pub(super) fn p90(&self, forecast: &LoadForecast) -> f64 {
+        self.quantile(forecast, self.p90_at)
+    }
+
+    /// A load's residual was `ratio`, or more if it was not waited for.
+    fn correct_p90(&mut self, forecast: &LoadForecast, ratio: f64, censored: bool) {
+        let exceeded = ratio > self.residuals(forecast).quantile(self.p90_at);
+        if exceeded || !censored {
+            let step = if exceeded { 0.9 } else { 0.9 - 1.0 };
+            self.p90_at = (self.p90_at + CORRECTION * step).clamp(P90_BOUNDS.0, P90_BOUNDS.1);
+        }
+    }
+
     /// A load that was predicted like this has arrived.
     pub(super) fn arrived(
         &mut self,
@@ -225,6 +247,7 @@ impl LoadModel {
         let ratio = took / (forecast.queue + forecast.transfer);
         // What is off at first is the prior and not the source.
         if self.measured > SETTLED {
+            self.correct_p90(forecast, ratio, false);
             self.classes[usize::from(forecast.class)].add(now, ratio);
             self.all.add(now, ratio);
         }
@@ -235,6 +258,7 @@ impl LoadModel {
     pub(super) fn late(&mut self, now: Nanos, forecast: &LoadForecast, waited: f64) {
         self.measured = self.measured.saturating_add(1);
         let ratio = forecast.ratio(waited).clamp(0.0, HIGHEST);
+        self.correct_p90(forecast, ratio, true);
         let likely = self.residuals(forecast).median_beyond(ratio).min(2.0 * ratio);
         self.classes[usize::from(forecast.class)].add_more_than(now, ratio);
         self.all.add_more_than(now, ratio);
@@ -261,6 +285,7 @@ impl LoadModel {
         out.f64(self.decode);
         out.u8(self.measured);
         out.u64(self.largest);
+        out.f64(self.p90_at);
     }
 
     pub(super) fn load(&mut self, from: &mut Reader<'_>, now: Nanos) -> Result<(), Damaged> {
@@ -273,6 +298,7 @@ impl LoadModel {
         self.decode = from.in_range(0.0, 1e9)?;
         self.measured = from.u8()?;
         self.largest = from.u64()?;
+        self.p90_at = from.in_range(P90_BOUNDS.0, P90_BOUNDS.1)?;
         Ok(())
     }
 }

@@ -120,11 +120,11 @@ pub const PEER_RDMA: LinkPrior = LinkPrior {
     source: "fit to llm-d's published pull times, largest error 7.1 %",
 };
 
-/// Any store over a network: 10 ms and 1 GB/s until measured.
+/// Any store over a network: 50 ms and 1 GB/s until measured.
 pub const NETWORK: LinkPrior = LinkPrior {
-    fixed: 0.01,
+    fixed: 0.05,
     per_byte: 1e-9,
-    doubt: 3.0,
+    doubt: 4.0,
     source: "10 Gbit/s Ethernet; no source is admitted on a prior",
 };
 

@@ -110,15 +110,16 @@ fn failures_open_the_breaker_and_a_probe_that_nobody_waits_for_closes_it() {
 #[test]
 fn the_faster_of_two_sources_is_used_and_the_other_stands_by() {
     let mut model = model(&["near", "far"]);
+    let range = TokenRange::new(0, 40_000);
     let mut now = teach(&mut model, &["near", "far"], 0.005, 5e-11);
-    let offers = [offer(&model, "far", LONG), offer(&model, "near", LONG)];
+    let offers = [offer(&model, "far", range), offer(&model, "near", range)];
     let mut hedged = 0;
     for i in 0..300u64 {
-        let decision = model.decide(now, &ask(LONG), &offers, i * i);
+        let decision = model.decide(now, &ask(range), &offers, i * i);
         if let Some(load) = decision.load {
             let far = model.source_name(load.source) == "far";
             // `near` now takes less than `far`.
-            model.settle(now, load.ticket, arrived(if far { 0.08 } else { 0.05 }));
+            model.settle(now, load.ticket, arrived(if far { 0.152 } else { 0.093 }));
             if let Some(hedge) = load.hedge {
                 hedged += 1;
                 assert!(hedge.source != load.source && hedge.after < load.deadline);
