@@ -2,7 +2,7 @@
 
 use super::breaker::Gate;
 use super::explain::{Decided, Explanation, SourceTerms};
-use super::load::{LoadForecast, LoadSize};
+use super::forecast::{LoadForecast, LoadSize};
 use super::model::{CostModel, Source, SourceId};
 use super::recompute::{RecomputeForecast, TokenRange};
 use super::rule::{Candidate, HEDGE_AT, MARGIN, MOST_WAIT, Trade, WhenLate};

@@ -1,7 +1,7 @@
 //! Why it was decided so: every term in seconds, the account before and after, and the term that decided.
 
+use super::forecast::LoadForecast;
 use super::ledger::Balance;
-use super::load::LoadForecast;
 use super::model::SourceId;
 use super::recompute::{RecomputeForecast, TokenRange};
 use super::rule::Candidate;

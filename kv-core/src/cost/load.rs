@@ -10,9 +10,10 @@
 //! come first served) and is learnt like the others, since stores that serve in parallel have less of it.
 
 use super::fit::Fit;
+use super::forecast::{LoadForecast, LoadSize, LoadTimes};
 use super::level::Level;
 use super::priors::LinkPrior;
-use super::sketch::{HIGHEST, Mixture, Sketch, edge};
+use super::sketch::{HIGHEST, Mixture, Sketch};
 use super::snapshot::{Damaged, Reader, Writer};
 use crate::units::{Bytes, Nanos};
 
@@ -45,76 +46,6 @@ const STRETCH: u64 = 4;
 const CORRECTION: f64 = 0.01;
 const P90_BOUNDS: (f64, f64) = (0.75, 0.985);
 const MIB: f64 = 1048576.0;
-
-/// What a source could deliver for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadSize {
-    /// Bytes that travel.
-    pub bytes: Bytes,
-    /// Bytes after decoding, if they travel encoded.
-    pub decoded: Option<Bytes>,
-    /// The copy into GPU memory afterwards, as predicted by whoever makes it.
-    pub h2d: Nanos,
-    /// Time of all this that passes while the request computes something anyway.
-    pub overlap: Nanos,
-}
-
-impl LoadSize {
-    /// Raw bytes, nothing overlapped.
-    #[must_use]
-    pub const fn raw(bytes: Bytes) -> Self {
-        Self { bytes, decoded: None, h2d: Nanos(0), overlap: Nanos(0) }
-    }
-}
-
-/// How the time of a load was spent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoadTimes {
-    /// Asking whether the blocks are there.
-    pub lookup: Nanos,
-    /// From asking for the first byte until the last has arrived, waiting in queues included.
-    pub transfer: Nanos,
-    /// Decoding, unless hidden behind the transfer.
-    pub decode: Nanos,
-}
-
-/// A load's predicted time in seconds, term by term.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LoadForecast {
-    /// Asking whether the blocks are there.
-    pub lookup: f64,
-    /// Waiting behind bytes in flight, at the present level.
-    pub queue: f64,
-    /// The bytes themselves, at the present level.
-    pub transfer: f64,
-    /// Congestion now; 1 is usual. `queue` and `transfer` contain it.
-    pub level: f64,
-    /// Decoding.
-    pub decode: f64,
-    /// Copy to the GPU.
-    pub h2d: f64,
-    /// What the request does not notice.
-    pub overlap: f64,
-    class: u8,
-    features: [f64; 3],
-}
-
-impl LoadForecast {
-    /// Time of a load whose residual is `ratio`.
-    #[must_use]
-    pub fn time(&self, ratio: f64) -> f64 {
-        (self.besides() + ratio * (self.queue + self.transfer)).max(0.0)
-    }
-
-    /// The residual of a load that takes `seconds`.
-    pub(super) fn ratio(&self, seconds: f64) -> f64 {
-        (seconds - self.besides()) / (self.queue + self.transfer)
-    }
-
-    fn besides(&self) -> f64 {
-        self.lookup + self.decode + self.h2d - self.overlap
-    }
-}
 
 /// See the module's head.
 #[derive(Clone, Debug)]
@@ -306,11 +237,6 @@ impl LoadModel {
 fn class(bytes: Bytes) -> u8 {
     let log4 = bytes.0.max(1).ilog2() / 2;
     log4.saturating_sub(FIRST_CLASS_LOG4 - 1).min(CLASSES as u32 - 1) as u8
-}
-
-/// Upper edges of residual buckets, as times of one load.
-pub(super) fn upper_edge(forecast: &LoadForecast, bucket: usize) -> f64 {
-    forecast.time(edge(bucket + 1))
 }
 
 #[cfg(test)]

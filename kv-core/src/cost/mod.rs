@@ -72,6 +72,7 @@ mod decide;
 mod explain;
 mod failure;
 mod fit;
+mod forecast;
 mod ledger;
 mod level;
 mod load;
@@ -86,8 +87,8 @@ mod split;
 
 pub use decide::{Ask, Decision, Hedge, Load, Offer, Probe, Quote};
 pub use explain::{Decided, Explanation, SourceTerms, Term};
+pub use forecast::{LoadForecast, LoadSize, LoadTimes};
 pub use ledger::{Balance, CREDIT};
-pub use load::{LoadForecast, LoadSize, LoadTimes};
 pub use model::{ConfigError, CostConfig, CostModel, SourceConfig, SourceId};
 pub use recompute::{RecomputeCurve, RecomputeForecast, TokenRange};
 pub use rule::WhenLate;

@@ -3,8 +3,9 @@
 use super::breaker::Breaker;
 use super::decide::{Ask, PATIENCE};
 use super::failure::FailureRisk;
+use super::forecast::LoadSize;
 use super::ledger::{Balance, Ledger};
-use super::load::{LoadModel, LoadSize};
+use super::load::LoadModel;
 use super::priors::{CurvePrior, LinkPrior};
 use super::recompute::{RecomputeCurve, TokenRange};
 use super::snapshot::{Damaged, Reader, RestoreError, Writer};

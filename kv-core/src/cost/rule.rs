@@ -10,7 +10,7 @@
 //! arrived by the deadline is not counted on. In a race GPU time that the load makes useless has a price, or every race
 //! would begin at once.
 
-use super::load::{LoadForecast, upper_edge};
+use super::forecast::{LoadForecast, upper_edge};
 use super::sketch::{BUCKETS, Mixture, edge};
 
 /// lambda: nobody waits longer than this part of what the request surely takes without any source. So none takes more
@@ -180,7 +180,8 @@ impl Cumulative {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::load::{LoadModel, LoadSize, LoadTimes};
+    use crate::cost::forecast::{LoadSize, LoadTimes};
+    use crate::cost::load::LoadModel;
     use crate::cost::priors;
     use crate::units::{Bytes, Nanos};
     use proptest::prelude::*;

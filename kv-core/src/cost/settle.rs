@@ -1,7 +1,7 @@
 //! What a runtime tells about loads: tickets are given out by decisions and consumed by outcomes.
 
+use super::forecast::{LoadForecast, LoadSize, LoadTimes};
 use super::ledger::Reservation;
-use super::load::{LoadForecast, LoadSize, LoadTimes};
 use super::model::{CostModel, SourceId};
 use crate::units::Nanos;
 

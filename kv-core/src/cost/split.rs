@@ -10,7 +10,7 @@
 //!
 //! which is shortest where they are equal (Jin et al., Cake, 2024).
 
-use super::load::LoadForecast;
+use super::forecast::LoadForecast;
 use super::recompute::TokenRange;
 
 /// Tokens to compute from the front, `0..=range.len()`. `a` and `b` in seconds per token and pair.
@@ -33,7 +33,8 @@ pub(super) fn split(range: TokenRange, (a, b): (f64, f64), load: &LoadForecast, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::load::{LoadModel, LoadSize};
+    use crate::cost::forecast::LoadSize;
+    use crate::cost::load::LoadModel;
     use crate::cost::priors;
     use crate::units::{Bytes, Nanos};
     use proptest::prelude::*;
