@@ -14,9 +14,10 @@ use super::sketch::Sketch;
 use super::snapshot::{Damaged, Reader, Writer};
 use crate::units::{Nanos, Tokens};
 
-/// How fast `g` follows the observed passes, and when it is forgotten.
-const LOAD_RATE: f64 = 0.15;
-const LOAD_SURPRISE_RATE: f64 = 0.5;
+/// How fast `g` follows the observed passes, how much of a surprise it believes (a GPU is rarely slow for one pass only),
+/// and when it is forgotten.
+const LOAD_RATE: f64 = 0.22;
+const LOAD_SURPRISE_RATE: f64 = 0.8;
 const LOAD_FADE: Nanos = Nanos(20_000_000_000);
 /// Part of `g - 1` that every observation moves into the coefficients.
 const HAND_OVER: f64 = 0.03;
