@@ -166,7 +166,7 @@ impl<'a> Mixture<'a> {
     }
 
     fn total(&self) -> f64 {
-        (0..BUCKETS).map(|bucket| self.weight(bucket)).sum()
+        f64::from(self.own.total + self.wide_factor * self.wide.total)
     }
 
     /// Non-empty buckets from the lowest: (bucket, probability).

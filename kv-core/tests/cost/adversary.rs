@@ -63,6 +63,9 @@ struct Truth {
     recompute_only: u64,
     /// By how much the model's credit for loads exceeded the truth: possible only where it overestimates.
     over_credit: u64,
+    /// What the model was told, to the nanosecond: what its own two totals must have grown by.
+    told_actual: u64,
+    told_recompute_only: u64,
 }
 
 fn play_all(
@@ -92,12 +95,15 @@ fn play_all(
         let recompute = nanos(compute(round.range) * round.gpu);
         let due = i + round.settle_after;
         if let Some(probe) = decision.probe {
-            open.push((due, probe.ticket, outcome(round.play, probe.deadline, probe.deadline)));
+            let outcome = outcome(round.play, probe.deadline, probe.deadline);
+            truth.told_actual += wait(&outcome).0 / 32;
+            open.push((due, probe.ticket, outcome));
         }
         truth.recompute_only += recompute.0;
         match decision.load {
             None => {
                 truth.actual += recompute.0;
+                truth.pass(recompute);
                 model.observed_prefill(now, round.range, recompute);
             }
             Some(load) => {
@@ -105,6 +111,7 @@ fn play_all(
                 prop_assert!(load.deadline.as_secs_f64() <= 0.5 * decision.why.recompute.surely + 1e-9);
                 let last = if round.race { load.deadline + recompute } else { load.deadline };
                 let outcome = outcome(round.play, load.deadline, last);
+                truth.told_actual += wait(&outcome).0;
                 let (waited, came) = match outcome {
                     Outcome::Arrived { waited, .. } => (waited, true),
                     Outcome::Cancelled { waited } => {
@@ -121,8 +128,10 @@ fn play_all(
                 if came {
                     let credit = nanos(decision.why.recompute.surely).max(waited - load.deadline);
                     truth.over_credit += credit.0.saturating_sub(recompute.0);
+                    truth.told_recompute_only += credit.0;
                 } else {
                     truth.actual += recompute.0;
+                    truth.pass(recompute);
                     model.observed_prefill(now, round.range, recompute);
                 }
                 open.push((due, load.ticket, outcome));
@@ -131,10 +140,33 @@ fn play_all(
         check(&model)?;
         now = now + Nanos::from_millis(round.gap_ms);
     }
-    // The loads that were never settled count as lost, which they are in the true account already.
-    let Balance { actual, recompute_only, .. } = model.balance();
-    prop_assert!(actual >= base.actual && recompute_only >= base.recompute_only);
+    for (_, ticket, outcome) in open {
+        model.settle(now, ticket, outcome);
+        check(&model)?;
+    }
+    let Balance { actual, recompute_only, reserved } = model.balance();
+    prop_assert_eq!((actual - base.actual).0, truth.told_actual);
+    prop_assert_eq!((recompute_only - base.recompute_only).0, truth.told_recompute_only);
+    prop_assert_eq!(reserved, Nanos(0));
     Ok((model, truth, loads))
+}
+
+impl Truth {
+    fn pass(&mut self, took: Nanos) {
+        self.told_actual += took.0;
+        self.told_recompute_only += took.0;
+    }
+}
+
+fn wait(outcome: &Outcome) -> Nanos {
+    match *outcome {
+        Outcome::Arrived { waited, .. }
+        | Outcome::TooLate { waited, .. }
+        | Outcome::Overtaken { waited }
+        | Outcome::Failed { waited }
+        | Outcome::Cancelled { waited } => waited,
+        Outcome::NotStarted => Nanos(0),
+    }
 }
 
 fn outcome(play: Play, deadline: Nanos, last: Nanos) -> Outcome {
