@@ -36,6 +36,7 @@ bench: fio ## Measure against the limits and the peers (the first build takes mi
 	cargo run --release --locked --features peers -- bench copy
 	cargo run --release --locked --features peers -- bench nvme
 	cargo run --release --locked --features peers -- bench reopen
+	cargo run --release --locked --features peers -- bench cost
 	cargo bench -p kvtier-benches --locked
 
 # One file, without debug information, that needs a driver and a C library not older than this machine's. The

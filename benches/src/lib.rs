@@ -6,6 +6,8 @@
 //! heap      counts heap bytes and allocations   nvme   the NVMe log against fio, and its reopening
 //! replay    drives the planner or the engine    gpu    a real GPU: what it is, checks, copies against the link
 //! report    samples, tables, facts about the machine
+//! cost      load or recompute, by several rules
+//! replay    drives the planner or the engine    report samples, tables, facts about the machine
 //! ```
 //!
 //! Every figure is a ratio at heart: contenders take turns on one machine in one run, because figures of
@@ -13,6 +15,7 @@
 
 mod completions;
 pub mod copy;
+pub mod cost;
 pub mod generate;
 pub mod gpu;
 pub mod heap;

@@ -27,6 +27,8 @@ fn help_teaches_by_example_at_every_level() {
         (&["bench", "copy", "--help"], "kvtier bench copy --block 5242880"),
         (&["bench", "nvme", "--help"], "kvtier bench nvme --dir /mnt/nvme --sizes 2MiB"),
         (&["bench", "reopen", "--help"], "kvtier bench reopen --records 100000"),
+        (&["bench", "cost", "--help"], "kvtier bench cost --trace conversation.jsonl"),
+        (&["explain", "--help"], "kvtier explain --trace conversation.jsonl --request 5000"),
     ] {
         let out = kvtier(args);
         assert_eq!(out.status.code(), Some(0), "{args:?}");
@@ -49,6 +51,9 @@ fn wrong_usage_is_code_2_on_standard_error() {
         &["bench", "nvme", "--sizes", "2MB"],
         &["bench", "nvme", "--seconds", "NaN"],
         &["bench", "reopen", "--records", "0"],
+        &["bench", "cost", "--seeds", "0"],
+        &["bench", "cost", "--trace", "x.jsonl:0"],
+        &["explain", "--remote", "bent"],
     ] {
         let out = kvtier(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");
@@ -78,6 +83,68 @@ fn bench_index_prints_one_json_object() {
     let memory = memory.expect("kvtier's memory");
     assert_eq!(memory["steady_allocations_per_block"], 0.0, "look-ups and churn allocate nothing");
     assert!(memory["bytes_per_block"].as_f64().expect("a number") <= 96.0);
+}
+
+/// A trace of six chats that go on and on.
+fn small_trace(folder: &Path) -> String {
+    let trace = AgentTrace { sessions: 6, ..AgentTrace::default() };
+    let lines: Vec<_> =
+        trace.requests().map(|r| serde_json::to_string(&r.request).expect("a request")).collect();
+    let path = folder.join("chats.jsonl");
+    std::fs::write(&path, lines.join("\n")).expect("a file");
+    format!("{}:16", path.display())
+}
+
+#[test]
+fn bench_cost_compares_rules_and_keeps_its_promise() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let trace = small_trace(folder.path());
+    let out = kvtier(&["bench", "cost", "--trace", &trace, "--seeds", "1", "--json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let result: Value = serde_json::from_slice(&out.stdout).expect("one JSON object and nothing else");
+    assert_eq!(result["schema"], "kvtier.bench.cost/1");
+    let rules = result["rules"].as_array().expect("rules");
+    assert_eq!(rules.len(), 12 * 8, "twelve remotes under eight rules");
+    for figure in rules {
+        let number = |what: &str, of: &str| figure[what][of].as_f64().expect("a number");
+        let who = (&figure["rule"], &figure["remote"]);
+        if figure["rule"].as_str().is_some_and(|rule| rule.starts_with("kvtier")) {
+            assert!(number("above_promise", "max") <= 0.0, "{who:?}");
+        }
+        if figure["rule"] == "oracle" {
+            assert_eq!(number("of_oracle", "median"), 1.0);
+            assert!(number("of_recompute", "max") <= 1.0, "{who:?}");
+        }
+        if figure["rule"] == "never load" {
+            assert_eq!((number("of_recompute", "max"), number("pulls", "max")), (1.0, 0.0));
+        }
+    }
+    let hung = |rule: &str| {
+        let found = rules.iter().find(|f| f["rule"] == rule && f["remote"] == "hang").expect("all are there");
+        found["of_recompute"]["median"].as_f64().expect("a number")
+    };
+    assert!(hung("always load") > 5.0 && hung("kvtier") < 1.02, "the comparison can tell good from bad");
+    assert_eq!(result["latency"]["allocations"], 0.0, "decisions allocate nothing");
+}
+
+#[test]
+fn explain_prints_terms_that_add_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let trace = small_trace(folder.path());
+    let out = kvtier(&["explain", "--trace", &trace, "--json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let why: Value = serde_json::from_slice(&out.stdout).expect("one JSON object and nothing else");
+    assert_eq!((&why["decided"], &why["waits"]), (&Value::from("saves"), &Value::from(true)));
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let saved = number(&why["recompute"]) - number(&why["source"]["cost"]);
+    assert!(saved > number(&why["source"]["margin"]), "{why}");
+    let reserved = number(&why["after"]["reserved"]) - number(&why["before"]["reserved"]);
+    assert!(reserved >= number(&why["source"]["deadline"]) - 1e-6, "{why}");
+    let prose = kvtier(&["explain", "--trace", &trace, "--request", &why["request"].to_string()]);
+    assert!(text(&prose.stdout).contains("decided: load, because it saves more than the margin"));
+    let none = kvtier(&["explain", "--trace", &trace, "--request", "0"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("nothing to decide"), "{}", text(&none.stderr));
 }
 
 /// Both measure something with little data, in a folder that is empty again at the end.

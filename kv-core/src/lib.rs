@@ -3,6 +3,7 @@
 //! ```text
 //!   layout, key     what a block is: geometry, fragments, namespaces, chained 128-bit keys
 //!   index           which blocks are resident in which tier, and the longest readable prefix of a chain
+//!   cost            load or recompute: estimators, the rule, the ledger
 //!   policy          who leaves a tier first; what is worth a write to NVMe; the exact offline optimum
 //!   planner         the state machine: acquire, commit, complete, tick ──► jobs, answers, events
 //!   job, verified   what hands are asked to do, and the proof that they did it
@@ -37,6 +38,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod cost;
 pub mod ids;
 pub mod index;
 pub mod job;

@@ -2,10 +2,12 @@
 //! [`Output`]; none writes to standard output itself.
 
 mod bench_copy;
+mod bench_cost;
 mod bench_index;
 mod bench_nvme;
 mod bench_reopen;
 mod demo;
+mod explain;
 mod gpu;
 mod inspect;
 mod replay;
@@ -28,6 +30,7 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 pub(crate) enum Command {
     Demo(demo::Args),
     Replay(replay::Args),
+    Explain(explain::Args),
     Inspect(inspect::Args),
     Gpu(gpu::Args),
     /// Measure against the hardware's limit and the peers, in one run on this machine
@@ -39,6 +42,7 @@ pub(crate) enum Command {
 pub(crate) enum Bench {
     Index(bench_index::Args),
     Copy(bench_copy::Args),
+    Cost(bench_cost::Args),
     Nvme(bench_nvme::Args),
     Reopen(bench_reopen::Args),
 }
@@ -48,10 +52,12 @@ impl Command {
         match self {
             Self::Demo(args) => demo::run(args, output),
             Self::Replay(args) => replay::run(args, output),
+            Self::Explain(args) => explain::run(args, output),
             Self::Inspect(args) => inspect::run(args, output),
             Self::Gpu(args) => gpu::run(args, output),
             Self::Bench(Bench::Index(args)) => bench_index::run(args, output),
             Self::Bench(Bench::Copy(args)) => bench_copy::run(args, output),
+            Self::Bench(Bench::Cost(args)) => bench_cost::run(args, output),
             Self::Bench(Bench::Nvme(args)) => bench_nvme::run(args, output),
             Self::Bench(Bench::Reopen(args)) => bench_reopen::run(args, output),
         }
