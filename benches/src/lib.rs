@@ -3,11 +3,10 @@
 //! ```text
 //! trace     reads JSONL request traces          index   prefix look-ups against the limit and the peers
 //! generate  makes an agent-like one from a seed copy    gathers and scatters of blocks against memcpy
-//! heap      counts heap bytes and allocations   nvme   the NVMe log against fio, and its reopening
-//! replay    drives the planner or the engine    gpu    a real GPU: what it is, checks, copies against the link
-//! report    samples, tables, facts about the machine
-//! cost      load or recompute, by several rules
-//! replay    drives the planner or the engine    report samples, tables, facts about the machine
+//! heap      counts heap bytes and allocations   nvme    the NVMe log against fio, and its reopening
+//! replay    drives the planner or the engine    gpu     a real GPU: what it is, checks, copies against the link
+//! report    samples, tables, facts about the    cost    load or recompute, by several rules
+//!           machine
 //! ```
 //!
 //! Every figure is a ratio at heart: contenders take turns on one machine in one run, because figures of
