@@ -15,6 +15,7 @@ use kv_cuda::kernels::args::kv_block;
 use kv_cuda::{Direction, HostMemory};
 
 use super::{GpuError, methods};
+use crate::SplitMix64;
 use crate::completions::Completions;
 
 /// Bytes that go through the bounce buffer at a time.
@@ -71,6 +72,17 @@ impl Rig {
             self.copy(buffer.at().offset(at), part.len(), Direction::ToDevice)?;
         }
         Ok(())
+    }
+
+    /// Fills a buffer with floats between 1 and 2: on zeros a GPU may be faster than on anything real.
+    pub(crate) fn fill(&self, buffer: &DeviceBuffer, seed: u64) -> Result<(), GpuError> {
+        let mut rng = SplitMix64::new(seed);
+        let mut bytes = vec![0; buffer.bytes()];
+        for float in bytes.chunks_mut(4) {
+            let bits = 0x3F80_0000 | (rng.next_u64() as u32 >> 9);
+            float.copy_from_slice(&bits.to_le_bytes()[..float.len()]);
+        }
+        self.write(buffer, &bytes)
     }
 
     /// Reads all of a buffer that nothing writes now.

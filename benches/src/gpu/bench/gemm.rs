@@ -43,10 +43,9 @@ impl<'a> Product<'a> {
         let function = Module::load(&current, module.ptx)?.function(&current, KERNEL)?;
         let matrix = || rig.allocate((size as usize).pow(2) * size_of::<f32>());
         let memory = [matrix()?, matrix()?, matrix()?];
-        for matrix in &memory {
-            rig.stream.zero(&current, matrix)?;
+        for (seed, matrix) in (0..).zip(&memory) {
+            rig.fill(matrix, seed)?;
         }
-        rig.stream.synchronize()?;
         Ok(Self { rig, function, threads, memory, size })
     }
 

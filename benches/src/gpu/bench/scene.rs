@@ -58,9 +58,8 @@ impl<'a> Scene<'a> {
         rng.shuffle(&mut device);
         rng.shuffle(&mut slots);
         let memory = rig.allocate(placement.buffers() as usize * placement.buffer_bytes())?;
+        rig.fill(&memory, fragment as u64)?;
         let current = rig.enter()?;
-        rig.stream.zero(&current, &memory)?;
-        rig.stream.synchronize()?;
         let stream = || Stream::new(&current, StreamPriority::High);
         let streams = [stream()?, stream()?];
         drop(current);
