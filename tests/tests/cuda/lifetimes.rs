@@ -1,7 +1,7 @@
 //! Memory is there as long as a copy names it, and not longer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -175,7 +175,8 @@ fn blocks_may_lie_across_registrations() {
 #[test]
 fn sinks_may_do_as_they_please() {
     struct Busy {
-        device: OnceLock<Arc<CudaDevice>>,
+        /// Not its owner: the device owns the sink.
+        device: OnceLock<Weak<CudaDevice>>,
         again: Mutex<Vec<BlockCopy>>,
         seen: mpsc::Sender<u64>,
     }
@@ -183,7 +184,7 @@ fn sinks_may_do_as_they_please() {
         fn complete(&self, job: JobId, result: Result<Verified, TransferError>) {
             result.map(drop).unwrap();
             self.seen.send(job.0).unwrap();
-            let device = self.device.get().unwrap();
+            let device = self.device.get().unwrap().upgrade().unwrap();
             let next = self.again.lock().unwrap().pop();
             match next {
                 // SAFETY: the block of the copy that is over.
@@ -205,12 +206,12 @@ fn sinks_may_do_as_they_please() {
     let sink = Arc::new(Busy { device: OnceLock::new(), again, seen });
     let device = CudaDevice::open(placement, config(Method::EngineBatch), arena, sink.clone()).unwrap();
     let device = Arc::new(device);
-    assert!(sink.device.set(device.clone()).is_ok());
+    assert!(sink.device.set(Arc::downgrade(&device)).is_ok());
     // SAFETY: one copy at a time.
     unsafe { device.submit(&[copy(9)], Urgency::Demand) }.unwrap();
     let order: Vec<_> = (0..10).map(|_| jobs.recv_timeout(Duration::from_secs(30)).unwrap()).collect();
     assert_eq!(order, (0..10).rev().collect::<Vec<_>>());
     device.close();
     drop((device, sink));
-    drop(fake);
+    assert_eq!((fake.violations(), fake.live()), (Vec::new(), Default::default()));
 }
