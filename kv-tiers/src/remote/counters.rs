@@ -20,8 +20,6 @@ pub struct RemoteCounters {
     pub deletes: u64,
     /// Payload bytes verified.
     pub bytes_in: u64,
-    /// Payload bytes stored.
-    pub bytes_out: u64,
     /// Nothing under that name.
     pub absent: u64,
     /// Something that is no record.
@@ -80,7 +78,6 @@ counters!(
     said_present,
     deletes,
     bytes_in,
-    bytes_out,
     absent,
     no_record,
     wrong_identity,

@@ -53,10 +53,9 @@ impl Lanes {
         if self.patience.lock().not_before.is_some_and(|then| Instant::now() < then) {
             return Err(RemoteError::Unreachable);
         }
-        // An attempt that is cut off by its deadline has failed until it says otherwise.
-        self.failed();
+        let attempt = Attempt { lanes: self, ended: false };
         let link = self.dial.dial().await.map_err(|error| remote_error(&error))?;
-        *self.patience.lock() = Patience::default();
+        attempt.succeeded();
         Ok(link)
     }
 
@@ -67,6 +66,27 @@ impl Lanes {
         let jitter = RandomState::new().hash_one(patience.failures) % 1024;
         patience.not_before = Some(Instant::now() + pause / 2 + pause * jitter as u32 / 1024);
         patience.failures = patience.failures.saturating_add(1);
+    }
+}
+
+/// One attempt to connect. It failed unless it says otherwise, also when its deadline cuts it off.
+struct Attempt<'a> {
+    lanes: &'a Lanes,
+    ended: bool,
+}
+
+impl Attempt<'_> {
+    fn succeeded(mut self) {
+        self.ended = true;
+        *self.lanes.patience.lock() = Patience::default();
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.lanes.failed();
+        }
     }
 }
 
