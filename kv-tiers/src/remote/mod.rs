@@ -11,7 +11,7 @@
 //! What holds for every store:
 //!
 //! - **A store may lie.** [`RemoteStore::exists`] is a hint. A block is served only with a
-//!   [`Verified`](kv_core::Verified), and only [`PendingGet::wait_into`] makes one: from a record whose header names
+//!   [`Verified`], and only [`PendingGet::wait_into`] makes one: from a record whose header names
 //!   what was asked for, and whose payload, *where the reader will read it*, has its checksum.
 //! - **A store may hang.** The caller leaves at its deadline. Nothing is ever read into the caller's memory, nor
 //!   written from it, by the store: bytes land in buffers that belong to the call, and the caller copies them when it
