@@ -19,7 +19,7 @@ help: ## Show this list
 demo: ## Show kvtier at work on a generated trace (needs no GPU)
 	cargo run --release --locked -- demo
 
-test: fio cxx ## Run every test, doc tests included
+test: fio cxx redis ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
 
@@ -91,6 +91,17 @@ fio:
 		(apt-get install -y -q fio || { apt-get update -q && apt-get install -y -q fio; }) >/dev/null 2>&1 && exit 0; \
 	fi; \
 	echo "fio is not installed: NVMe figures will have no limit beside them (install the package fio)" >&2
+
+# The remote tier is tested against a real server, with TLS.
+.PHONY: redis
+redis:
+	@command -v redis-server >/dev/null && command -v openssl >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing redis-server and openssl"; \
+		(apt-get install -y -q redis-server openssl || { apt-get update -q && apt-get install -y -q redis-server openssl; }) \
+			>/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "no redis-server or no openssl: the tests of the remote tier will fail (install both packages)" >&2
 
 # The kernels' tests compile them for the host.
 .PHONY: cxx

@@ -18,4 +18,6 @@
 pub mod arena;
 pub mod engine;
 pub mod nvme;
+pub mod remote;
 mod sync;
+mod wire;

@@ -7,6 +7,9 @@
 //! fake_cuda     a CUDA driver without a GPU
 //! host_kernels  the CUDA kernels, compiled for the host
 //! cxx           compiles C++ for both
+//! redis_server  a real Redis
+//! proxy         faults between a client and a server
+//! remote        blocks for remote stores, and calls that check every byte
 //! victim        how a process that is to be killed and its killer understand each other
 //! ```
 //!
@@ -17,6 +20,9 @@ pub mod chains;
 pub mod cxx;
 pub mod fake_cuda;
 pub mod host_kernels;
+pub mod proxy;
+pub mod redis_server;
+pub mod remote;
 pub mod runtime;
 pub mod sim;
 pub mod victim;

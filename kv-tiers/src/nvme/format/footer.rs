@@ -7,9 +7,10 @@ use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
 use kv_core::units::{Epoch, Generation};
 use kv_core::{RecordIdentity, payload_checksum};
 
-use super::{CODEC_RAW, Le32, Le64, LogId, VERSION, checked, put, sealed};
+use super::LogId;
 use crate::nvme::geometry::Geometry;
 use crate::nvme::page::PageBuf;
+use crate::wire::{CODEC_RAW, Le32, Le64, VERSION, checked, put, sealed};
 
 /// Bytes of a footer before its entries.
 pub(crate) const FOOTER_HEAD: usize = size_of::<RawFooterHead>();

@@ -6,74 +6,24 @@
 mod footer;
 
 use bytemuck::{Pod, Zeroable};
+use kv_core::RecordIdentity;
 use kv_core::ids::SegmentId;
 use kv_core::job::{Place, RecordMeta};
 use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
 use kv_core::units::{Epoch, Generation};
-use kv_core::{RecordIdentity, payload_checksum};
 
 use super::geometry::Geometry;
 use super::page::PageBuf;
 use crate::arena::PAGE;
+use crate::wire::{CODEC_RAW, Le32, Le64, VERSION, checked, put, sealed};
 
 pub(crate) use footer::{FOOTER_ENTRY, FOOTER_HEAD, Footer, FooterEntry};
-
-/// Version of everything here.
-const VERSION: Le32 = Le32::new(1);
-
-/// Payload stored as it is; the only codec so far.
-const CODEC_RAW: Le32 = Le32::new(0);
 
 /// Random name of one life of a log. Binds segments, records and footers to their superblock, so that a
 /// log made anew in the same files cannot find anything of the old one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
 pub(crate) struct LogId(pub(crate) [u8; 16]);
-
-#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-#[repr(transparent)]
-struct Le32([u8; 4]);
-
-impl Le32 {
-    const fn new(value: u32) -> Self {
-        Self(value.to_le_bytes())
-    }
-    const fn get(self) -> u32 {
-        u32::from_le_bytes(self.0)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-#[repr(transparent)]
-struct Le64([u8; 8]);
-
-impl Le64 {
-    const fn new(value: u64) -> Self {
-        Self(value.to_le_bytes())
-    }
-    const fn get(self) -> u64 {
-        u64::from_le_bytes(self.0)
-    }
-}
-
-/// Writes a structure's checksum into its last eight bytes.
-fn sealed<T: Pod>(mut value: T) -> T {
-    let bytes = bytemuck::bytes_of_mut(&mut value);
-    if let Some((body, checksum)) = bytes.split_last_chunk_mut::<8>() {
-        *checksum = payload_checksum(body).to_le_bytes();
-    }
-    value
-}
-
-/// The structure at the start of `bytes`, if its magic, version and checksum are right.
-fn checked<T: Pod>(bytes: &[u8], magic: [u8; 8]) -> Option<T> {
-    let value: T = bytemuck::try_pod_read_unaligned(bytes.get(..size_of::<T>())?).ok()?;
-    let (body, checksum) = bytemuck::bytes_of(&value).split_last_chunk::<8>()?;
-    let right = body.get(..8)? == magic
-        && body.get(8..12)? == VERSION.0
-        && payload_checksum(body).to_le_bytes() == *checksum;
-    right.then_some(value)
-}
 
 /// The log as a whole: file `kvtier.log`, two equal pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,13 +221,6 @@ impl RecordHeader {
             payload_bytes: raw.payload_bytes.get(),
             payload_checksum: raw.payload_checksum.get(),
         })
-    }
-}
-
-fn put<T: Pod>(page: &mut [u8], value: &T) {
-    let bytes = bytemuck::bytes_of(value);
-    if let Some(room) = page.get_mut(..bytes.len()) {
-        room.copy_from_slice(bytes);
     }
 }
 
