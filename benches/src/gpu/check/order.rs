@@ -155,27 +155,40 @@ impl Scene {
     }
 }
 
+/// One copy, submitted while the runtime still writes the block (a store) or reads it (a load).
+fn behind_runtime(
+    rig: &Rig,
+    rng: &mut SplitMix64,
+    scale: Scale,
+    method: Option<Method>,
+    direction: Direction,
+) -> Result<Scene, GpuError> {
+    let scene = Scene::new(rig, rng, scale)?;
+    let runtime = Runtime::new(rig, scale)?;
+    let (sink, completions) = Completions::channel();
+    let device =
+        rig.device(*scene.pool.placement(), scene.pool.borrowed(), scene.host.memory(), sink, method)?;
+    runtime.delay()?;
+    for (pool, other) in scene.pool.addresses().into_iter().zip(scene.other.addresses()) {
+        let (to, from) = if direction == Direction::ToHost { (pool, other) } else { (other, pool) };
+        runtime.copy(to, from, scene.layer_bytes())?;
+    }
+    let urgency = if direction == Direction::ToHost { Urgency::WriteBack } else { Urgency::Demand };
+    // SAFETY: nobody looks at the span before the copy is completed; the stream outlives the device.
+    unsafe { device.submit_after(&[scene.job(direction)], urgency, &[runtime.stream.handle()]) }?;
+    wait_for(&completions, 1)?;
+    drop(device);
+    runtime.finish()?;
+    Ok(scene)
+}
+
 fn store_behind(
     rig: &Rig,
     rng: &mut SplitMix64,
     scale: Scale,
     method: Option<Method>,
 ) -> Result<Done, GpuError> {
-    let mut scene = Scene::new(rig, rng, scale)?;
-    let runtime = Runtime::new(rig, scale)?;
-    let (sink, completions) = Completions::channel();
-    let device =
-        rig.device(*scene.pool.placement(), scene.pool.borrowed(), scene.host.memory(), sink, method)?;
-    runtime.delay()?;
-    for (to, from) in scene.pool.addresses().into_iter().zip(scene.other.addresses()) {
-        runtime.copy(to, from, scene.layer_bytes())?;
-    }
-    let copies = [scene.job(Direction::ToHost)];
-    // SAFETY: nobody looks at the span before the copy is completed; the stream outlives the device.
-    unsafe { device.submit_after(&copies, Urgency::WriteBack, &[runtime.stream.handle()]) }?;
-    wait_for(&completions, 1)?;
-    drop(device);
-    runtime.finish()?;
+    let mut scene = behind_runtime(rig, rng, scale, method, Direction::ToHost)?;
     let block = scene.other.block(SlotId(0));
     scene.pool.set_block(SlotId(0), &block);
     scene.host.set_block(0, &block);
@@ -190,21 +203,7 @@ fn load_behind(
     scale: Scale,
     method: Option<Method>,
 ) -> Result<Done, GpuError> {
-    let mut scene = Scene::new(rig, rng, scale)?;
-    let runtime = Runtime::new(rig, scale)?;
-    let (sink, completions) = Completions::channel();
-    let device =
-        rig.device(*scene.pool.placement(), scene.pool.borrowed(), scene.host.memory(), sink, method)?;
-    runtime.delay()?;
-    for (from, to) in scene.pool.addresses().into_iter().zip(scene.other.addresses()) {
-        runtime.copy(to, from, scene.layer_bytes())?;
-    }
-    let copies = [scene.job(Direction::ToDevice)];
-    // SAFETY: as in `store_behind`.
-    unsafe { device.submit_after(&copies, Urgency::Demand, &[runtime.stream.handle()]) }?;
-    wait_for(&completions, 1)?;
-    drop(device);
-    runtime.finish()?;
+    let mut scene = behind_runtime(rig, rng, scale, method, Direction::ToDevice)?;
     let old = scene.pool.block(SlotId(0));
     scene.other.set_block(SlotId(0), &old);
     let new = scene.host.block(0).to_vec();
@@ -226,7 +225,7 @@ fn layers_in_time(
     let device =
         rig.device(*scene.pool.placement(), scene.pool.borrowed(), scene.host.memory(), sink, method)?;
     let copies = [scene.job(Direction::ToDevice)];
-    // SAFETY: as in `store_behind`.
+    // SAFETY: as in `behind_runtime`.
     let progress = unsafe { device.submit_by_layer(&copies, Urgency::Demand) }?;
     for (layer, (from, to)) in (0..).zip(scene.pool.addresses().into_iter().zip(scene.other.addresses())) {
         // SAFETY: the runtime's stream is alive, in the primary context.
