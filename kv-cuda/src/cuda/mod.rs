@@ -205,18 +205,8 @@ impl CudaDevice {
     /// How `blocks` blocks would be copied now, and why.
     #[must_use]
     pub fn explain(&self, direction: Direction, urgency: Urgency, blocks: usize) -> Explanation {
-        let placement = self.shared.pool.placement();
-        let shape = Shape {
-            direction,
-            blocks,
-            block_bytes: placement.layout().bytes_per_block(),
-            run_bytes: placement.fragment_bytes(),
-            alignment: self.shared.pool.alignment(),
-            mapped: true,
-            whole_runs: true,
-            piece_bytes: piece_bytes(urgency),
-        };
-        self.shared.chooser.lock().explain(&fitted(shape))
+        let shape = self.shared.shape(direction, urgency, blocks, Some(WIDEST), true);
+        self.shared.chooser.lock().explain(&shape)
     }
 
     /// As [`Device::submit`], for copies that must wait for work queued in these streams of the runtime's
@@ -234,13 +224,14 @@ impl CudaDevice {
         streams: &[RuntimeStream],
     ) -> Result<(), DeviceError> {
         self.shared.checks().copies(copies)?;
+        let mut requests = Vec::new();
         for direction in [Direction::ToDevice, Direction::ToHost] {
             let copies: Vec<_> = copies.iter().filter(|copy| copy.direction == direction).copied().collect();
             if !copies.is_empty() {
-                self.shared.push(copies, direction, urgency, streams, None)?;
+                requests.push(self.shared.request(copies, direction, urgency, streams, None)?);
             }
         }
-        Ok(())
+        self.shared.push(requests)
     }
 }
 
@@ -268,8 +259,10 @@ impl Device for CudaDevice {
             return Ok(progress);
         }
         let streams = &self.shared.runtime_streams;
-        let request = Some(Arc::clone(&progress));
-        self.shared.push(copies.to_vec(), Direction::ToDevice, urgency, streams, request)?;
+        let arriving = Some(Arc::clone(&progress));
+        let request =
+            self.shared.request(copies.to_vec(), Direction::ToDevice, urgency, streams, arriving)?;
+        self.shared.push(vec![request])?;
         Ok(progress)
     }
 
@@ -329,21 +322,24 @@ impl Shared {
         }
     }
 
-    /// Queues checked copies behind what the runtime has queued in `streams`.
-    fn push(
+    /// Checked copies that come after what the runtime has queued in `streams`. Starts nothing.
+    fn request(
         &self,
         copies: Vec<BlockCopy>,
         direction: Direction,
         urgency: Urgency,
         streams: &[RuntimeStream],
         progress: Option<Arc<LayerProgress>>,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Request, DeviceError> {
         Self::check_open(&self.queue.lock())?;
-        let after = self.after(streams)?;
-        let request = Request { copies, direction, urgency, after, progress };
+        Ok(Request { copies, direction, urgency, after: self.after(streams)?, progress })
+    }
+
+    /// Queues the requests of one call: all or none.
+    fn push(&self, requests: Vec<Request>) -> Result<(), DeviceError> {
         let mut queue = self.queue.lock();
         Self::check_open(&queue)?;
-        queue.requests.push(request);
+        queue.requests.extend(requests);
         self.changed.notify_one();
         Ok(())
     }
@@ -405,18 +401,30 @@ impl Shared {
         self.chooser.lock().choose(shape).0
     }
 
-    fn shape(&self, request: &Request, whole_runs: bool) -> Shape {
-        let placement = self.pool.placement();
+    fn shape_of(&self, request: &Request, whole_runs: bool) -> Shape {
         let host = host_alignment(&self.registration, request.copies.iter().map(|copy| copy.host));
+        self.shape(request.direction, request.urgency, request.copies.len(), host, whole_runs)
+    }
+
+    /// `host` is how the host blocks are aligned, if the GPU sees each as one piece.
+    fn shape(
+        &self,
+        direction: Direction,
+        urgency: Urgency,
+        blocks: usize,
+        host: Option<usize>,
+        whole_runs: bool,
+    ) -> Shape {
+        let placement = self.pool.placement();
         fitted(Shape {
-            direction: request.direction,
-            blocks: request.copies.len(),
+            direction,
+            blocks,
             block_bytes: placement.layout().bytes_per_block(),
             run_bytes: placement.fragment_bytes(),
             alignment: host.unwrap_or(1).min(self.pool.alignment()),
             mapped: host.is_some(),
             whole_runs,
-            piece_bytes: piece_bytes(request.urgency),
+            piece_bytes: piece_bytes(urgency),
         })
     }
 
@@ -538,7 +546,7 @@ impl Shape {
         block_bytes: usize,
         run_bytes: usize,
     ) -> Self {
-        let alignment = 1 << (run_bytes | 16).trailing_zeros();
+        let alignment = 1 << (run_bytes | WIDEST).trailing_zeros();
         let piece_bytes = piece_bytes(urgency);
         fitted(Self {
             direction,
@@ -552,6 +560,9 @@ impl Shape {
         })
     }
 }
+
+/// Bytes of the widest access of a kernel.
+const WIDEST: usize = 16;
 
 /// A run larger than a piece is cut, and kernels walk whole runs only.
 fn fitted(shape: Shape) -> Shape {

@@ -168,7 +168,7 @@ impl Worker {
         let whole_runs = groups
             .iter()
             .all(|(_, bytes)| bytes.start.is_multiple_of(run_bytes) && bytes.end.is_multiple_of(run_bytes));
-        let shape = self.shared.shape(&request, whole_runs);
+        let shape = self.shared.shape_of(&request, whole_runs);
         let method = self.shared.choose(&shape);
         let limit = self.lanes[at].limit(method);
         let mut waiting: VecDeque<(Piece, Option<u32>)> = VecDeque::new();
@@ -234,15 +234,11 @@ impl Worker {
             progress.group_queued(Arc::clone(&done));
         }
         drop(state);
-        if failed.as_ref().is_some_and(CudaError::is_sticky) {
-            let error = failed.clone();
-            self.flights.push(Flight { lane: at, slot, transfer, piece, layers_end, done, failed });
-            if let Some(error) = error {
-                self.go_down(&error);
-            }
-            return true;
-        }
+        let lost = failed.clone().filter(CudaError::is_sticky);
         self.flights.push(Flight { lane: at, slot, transfer, piece, layers_end, done, failed });
+        if let Some(error) = lost {
+            self.go_down(&error);
+        }
         true
     }
 

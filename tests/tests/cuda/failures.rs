@@ -173,6 +173,24 @@ fn a_hang_is_given_up_and_its_memory_stays() {
     }
 }
 
+/// A call with copies both ways that is refused half-way through has started neither.
+#[test]
+fn a_call_is_taken_whole_or_not_at_all() {
+    let mut config = config(Method::EngineBatch);
+    // The legacy default stream: an event is recorded for each way.
+    config.runtime_streams = vec![kv_cuda::driver::RuntimeStream(0)];
+    let bench = Bench::new(pool(2, 4, Arrangement::KvOuter), config, 2);
+    let both = [bench.copy(1, ToDevice, 0, 0), bench.copy(2, ToHost, 1, 1)];
+    bench.fake.fail_once("cuEventRecord", 2, INVALID_VALUE);
+    // SAFETY: disjoint blocks.
+    let refused = unsafe { bench.device.submit(&both, Urgency::Demand) };
+    assert!(matches!(refused, Err(DeviceError::Cuda(error)) if error.call == "cuEventRecord"));
+    bench.submit(&both, Urgency::Demand);
+    bench.finish(2);
+    // Closing fails if there is one completion more.
+    bench.close();
+}
+
 #[test]
 fn wrong_calls_are_refused_and_nothing_starts() {
     let bench = Bench::new(pool(2, 4, Arrangement::KvOuter), config(Method::EngineBatch), 2);
