@@ -116,6 +116,7 @@ impl Sim {
             policy: policies[rng.below(policies.len() as u64) as usize],
             nvme_budget: None,
             max_write_backs: rng.between(1, 8) as u32,
+            slow: None,
         };
         Self {
             pattern: Pattern::new(seed),
