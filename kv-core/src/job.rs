@@ -239,6 +239,12 @@ pub enum TransferError {
     Down,
 }
 
+/// Where hands report what remote stores have answered, under the same rules as a [`CompletionSink`].
+pub trait AnswerSink: Send + Sync {
+    /// `job` is over, and nothing writes to its slots any more.
+    fn answered(&self, job: JobId, answer: RemoteAnswer);
+}
+
 /// Where hands report. Told the outcome of every job that a hand took on, exactly once, on a thread of the
 /// hand's and without any lock held, so it may submit more jobs. It must not block for long, because other
 /// reports wait behind it, and should not panic.

@@ -118,6 +118,8 @@ impl Planner {
         self.ask_remote(now, id, 0, out);
         if self.requests[id].is_done() {
             self.answer(id, now, out);
+        } else {
+            out.tick_by = out.tick_by.min(deadline);
         }
         Ok(request_id(id))
     }

@@ -14,8 +14,10 @@ use crate::units::Nanos;
 const PUT_PATIENCE: Nanos = Nanos::from_millis(30_000);
 /// Blocks that may be waiting to be stored...
 const MOST_QUEUED: usize = 4096;
-/// ...and pinned because they are being stored, over all stores.
+/// ...and pinned because they are being stored, over all stores; with a small host tier, this share of it (one part
+/// in...), because a slow store must not take the room from requests.
 const MOST_PUTS: u32 = 64;
+const PUT_SHARE: u32 = 8;
 /// Blocks of one call.
 const PUT_BATCH: u32 = 16;
 
@@ -38,11 +40,12 @@ impl Planner {
         if self.closing {
             return;
         }
+        let most = MOST_PUTS.min(self.host.capacity() / PUT_SHARE).max(1);
         while let Some(slow) = &mut self.slow
             && !slow.to_put.is_empty()
-            && slow.puts_in_flight < MOST_PUTS
+            && slow.puts_in_flight < most
         {
-            let room = PUT_BATCH.min(MOST_PUTS - slow.puts_in_flight) as usize;
+            let room = PUT_BATCH.min(most - slow.puts_in_flight) as usize;
             let batch: Vec<_> = slow.to_put.drain(..room.min(slow.to_put.len())).collect();
             let remotes = slow.remotes.iter().enumerate();
             let open =
@@ -62,11 +65,12 @@ impl Planner {
         let (mut sources, mut writes) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for (node, key) in batch {
             // It may have left in the meantime, and its handle may name another block.
-            if self.index.key(*node) != *key {
+            let slot = Some(node).filter(|node| self.index.key(**node) == *key);
+            let slot = slot.and_then(|node| self.index.ready_slot(*node, Tier::Host));
+            let Some((slot, pin)) = slot.and_then(|slot| Some((slot, self.host.pin(slot)?))) else {
+                self.stats.remote_writes_lost += 1;
                 continue;
-            }
-            let Some(slot) = self.index.ready_slot(*node, Tier::Host) else { continue };
-            let Some(pin) = self.host.pin(slot) else { continue };
+            };
             let record = RecordMeta {
                 identity: self.remote_identity(self.index.namespace(*node), *key),
                 parent: self.index.parent_key(*node),

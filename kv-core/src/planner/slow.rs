@@ -138,6 +138,14 @@ impl Slow {
         LoadSize { bytes, decoded: encoded.then_some(raw), ..LoadSize::raw(raw) }
     }
 
+    /// How many of `blocks` blocks to ask about: as many as some source is known well enough for, so that loads grow with
+    /// what is known. All of them while nothing is, for the sake of probes.
+    fn within_knowledge(&self, sources: impl Iterator<Item = SourceId>, blocks: u32) -> u32 {
+        let known = sources.filter_map(|source| self.cost.largest_known(source)).max();
+        let known = known.map(|bytes| bytes.0 / self.block_bytes.max(1)).filter(|known| *known > 0);
+        known.map_or(blocks, |known| blocks.min(u32::try_from(known).unwrap_or(u32::MAX)))
+    }
+
     /// The store behind a source of the cost model.
     fn remote_of(&self, source: SourceId) -> Option<RemoteId> {
         self.remotes.iter().position(|r| r.source == source).map(|i| RemoteId(i as u8))
@@ -150,13 +158,15 @@ impl Slow {
     /// A load of `blocks`, if the rule admits one, from the stores that are not in `tried`; the explanation, and a
     /// probe to be made beside it.
     fn decide_remote(&mut self, now: Nanos, blocks: Range<u32>, chain: u32, tried: u16) -> RemoteDecision {
+        let sources = self.remotes.iter().map(|r| r.source);
+        let count = self.within_knowledge(sources, blocks.end - blocks.start);
+        let blocks = blocks.start..blocks.start + count;
         let ask = self.ask(blocks.clone(), chain);
         let mut offers = std::mem::take(&mut self.offers);
         offers.clear();
         let anyway = self.roll().is_multiple_of(LOOK_ANYWAY);
         let open = self.remotes.iter().enumerate();
         let open = open.filter(|(i, r)| tried & (1 << i) == 0 && (anyway || r.presence >= HARDLY_EVER));
-        let count = blocks.end - blocks.start;
         offers.extend(open.map(|(_, r)| Offer { source: r.source, size: self.remote_size(r, count) }));
         let dice = self.roll();
         let decision = self.cost.decide(now, &ask, &offers, dice);
@@ -233,8 +243,12 @@ impl Planner {
         let source = slow.nvme?;
         let is_slow = |node: &&NodeId| self.index.best_tier(**node) == Some(Tier::Nvme);
         let from = nodes.iter().position(|node| is_slow(&node))?;
-        let offer = Offer { source, size: slow.raw(nodes.iter().filter(is_slow).count()) };
-        let blocks = from as u32..nodes.len() as u32;
+        let all = nodes.iter().filter(is_slow).count();
+        let count = slow.within_knowledge([source].into_iter(), all as u32) as usize;
+        let beyond = nodes.iter().enumerate().filter(|(_, node)| is_slow(node)).nth(count);
+        let end = beyond.map_or(nodes.len(), |(i, _)| i);
+        let offer = Offer { source, size: slow.raw(count) };
+        let blocks = from as u32..end as u32;
         let ask = slow.ask(blocks.clone(), chain);
         let dice = slow.roll();
         let decision = slow.cost.decide(now, &ask, &[offer], dice);
@@ -244,11 +258,7 @@ impl Planner {
         let counter =
             if loads.nvme.is_some() { &mut self.stats.loads_admitted } else { &mut self.stats.loads_refused };
         *counter += 1;
-        Some(Weighed {
-            used: if loads.nvme.is_some() { nodes.len() } else { from },
-            loads,
-            probe: decision.probe,
-        })
+        Some(Weighed { used: if loads.nvme.is_some() { end } else { from }, loads, probe: decision.probe })
     }
 
     /// Asks the rule about what follows the local prefix of a request; with a load in prospect asks the store what it

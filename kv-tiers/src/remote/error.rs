@@ -71,11 +71,14 @@ impl From<RemoteError> for TransferError {
             RemoteError::NoRecord => Self::Refused(Mismatch::Identity),
             RemoteError::NoSpace => Self::NoSpace,
             RemoteError::Io(errno) => Self::Io(errno),
-            RemoteError::Absent => Self::Io(libc::ENOENT),
-            RemoteError::Late => Self::Io(libc::ETIMEDOUT),
-            RemoteError::Busy | RemoteError::TooLarge => Self::Io(libc::EBUSY),
+            RemoteError::Absent => Self::Absent,
+            RemoteError::Late => Self::Late,
+            // Our own limits: the store was not even asked, and is not to blame.
+            RemoteError::Busy | RemoteError::TooLarge => Self::Down,
             RemoteError::Denied => Self::Io(libc::EACCES),
-            RemoteError::Unreachable | RemoteError::Server | RemoteError::Closed => Self::Down,
+            RemoteError::Unreachable => Self::Io(libc::EHOSTUNREACH),
+            RemoteError::Server => Self::Io(libc::EPROTO),
+            RemoteError::Closed => Self::Io(libc::ESHUTDOWN),
         }
     }
 }

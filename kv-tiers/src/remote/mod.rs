@@ -113,6 +113,11 @@ impl PendingGet {
         self.pending.is_done()
     }
 
+    /// See [`Pending::when_done`].
+    pub fn when_done(&self, tell: impl FnOnce() + Send + 'static) {
+        self.pending.when_done(tell);
+    }
+
     /// Waits, to the deadline at most, and copies each block to its destination, in the order asked for. With an
     /// error the destination holds anything; without a destination a block is [`RemoteError::Closed`].
     pub fn wait_into(self, into: &mut [(JobId, &mut [u8])]) -> Vec<Result<Verified, RemoteError>> {
