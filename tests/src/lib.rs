@@ -8,6 +8,7 @@
 //! host_kernels  the CUDA kernels, compiled for the host
 //! cxx           compiles C++ for both
 //! redis_server  a real Redis
+//! on_servers    load or recompute on real servers, beside a rule that always loads
 //! proxy         faults between a client and a server
 //! remote        blocks for remote stores, and calls that check every byte
 //! victim        how a process that is to be killed and its killer understand each other
@@ -20,6 +21,7 @@ pub mod chains;
 pub mod cxx;
 pub mod fake_cuda;
 pub mod host_kernels;
+pub mod on_servers;
 pub mod proxy;
 pub mod redis_server;
 pub mod remote;
