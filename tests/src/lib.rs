@@ -8,6 +8,7 @@
 //! host_kernels  the CUDA kernels, compiled for the host
 //! cxx           compiles C++ for both
 //! redis_server  a real Redis
+//! s3_server     a real S3 server, and one that only refuses
 //! proxy         faults between a client and a server
 //! remote        blocks for remote stores, and calls that check every byte
 //! victim        how a process that is to be killed and its killer understand each other
@@ -24,5 +25,6 @@ pub mod proxy;
 pub mod redis_server;
 pub mod remote;
 pub mod runtime;
+pub mod s3_server;
 pub mod sim;
 pub mod victim;

@@ -68,8 +68,8 @@ impl RedisStore {
     /// # Ok::<(), kv_tiers::remote::OpenError>(())
     /// ```
     pub fn open(config: RedisConfig) -> Result<Self, OpenError> {
-        let dial = Dial::new(&config).map_err(|error| OpenError::Address(error.to_string()))?;
         let event_loop = EventLoop::start("kvtier-redis")?;
+        let dial = Dial::new(&config).map_err(|error| OpenError::Address(error.to_string()))?;
         let lanes = Arc::new(Lanes::new(dial));
         Ok(Self(Client::new(RedisBackend { event_loop, lanes, ttl: config.ttl }, config.limits)))
     }

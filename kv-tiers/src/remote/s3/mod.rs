@@ -138,7 +138,11 @@ impl S3Store {
             // Deadlines are the call's.
             .with_timeout_disabled();
         if let Some(pem) = &config.root_certificate {
-            for certificate in Certificate::from_pem_bundle(pem).map_err(wrong)? {
+            let certificates = Certificate::from_pem_bundle(pem).map_err(wrong)?;
+            if certificates.is_empty() {
+                return Err(OpenError::Address("no certificate in the PEM that was given".to_owned()));
+            }
+            for certificate in certificates {
                 client = client.with_root_certificate(certificate);
             }
             client = client.with_no_system_certificates(true);
