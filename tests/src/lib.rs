@@ -9,6 +9,7 @@
 //! cxx           compiles C++ for both
 //! redis_server  a real Redis
 //! on_servers    load or recompute on real servers, beside a rule that always loads
+//! s3_server     a real S3 server, and one that only refuses
 //! proxy         faults between a client and a server
 //! remote        blocks for remote stores, and calls that check every byte
 //! victim        how a process that is to be killed and its killer understand each other
@@ -26,5 +27,6 @@ pub mod proxy;
 pub mod redis_server;
 pub mod remote;
 pub mod runtime;
+pub mod s3_server;
 pub mod sim;
 pub mod victim;

@@ -1,13 +1,13 @@
 //! What a back end is asked to do: to move opaque bytes under names, and to answer. What the bytes mean, whether
 //! they are right, how long anybody waits and how much may be in flight is decided in front of it.
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "_event-loop")]
 use std::sync::Arc;
 
 use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "_event-loop")]
 use super::call::Flight;
 use super::call::Reply;
 use super::envelope::RawRecord;
@@ -29,7 +29,7 @@ pub(crate) enum Call {
     Sweep(NamespaceId, Epoch, Reply<u64>),
 }
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "_event-loop")]
 impl Call {
     /// What is known of it on both sides; `None` if it is about nothing.
     pub(crate) fn flight(&self) -> Option<&Arc<Flight>> {

@@ -39,7 +39,7 @@ impl Flight {
     }
 
     /// When the caller leaves.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code))] // only clients with their own timers look
+    #[cfg_attr(not(feature = "_event-loop"), allow(dead_code))] // only clients with their own timers look
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }

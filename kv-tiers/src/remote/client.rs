@@ -52,6 +52,57 @@ impl<B: Backend> Client<B> {
     }
 }
 
+/// Makes a store of a type around a `Client`.
+macro_rules! remote_store {
+    ($store:ty) => {
+        impl $crate::remote::RemoteStore for $store {
+            fn exists(
+                &self,
+                keys: &[$crate::remote::RemoteKey],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::Pending<bool> {
+                self.0.exists(keys, deadline)
+            }
+            fn get(
+                &self,
+                wants: &[$crate::remote::Want],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::PendingGet {
+                self.0.get(wants, deadline)
+            }
+            fn put(
+                &self,
+                puts: &[$crate::remote::Put<'_>],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::Pending<()> {
+                self.0.put(puts, deadline)
+            }
+            fn delete(
+                &self,
+                keys: &[$crate::remote::RemoteKey],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::Pending<()> {
+                self.0.delete(keys, deadline)
+            }
+            fn sweep(
+                &self,
+                namespace: kv_core::key::NamespaceId,
+                up_to: kv_core::units::Epoch,
+                deadline: std::time::Instant,
+            ) -> $crate::remote::PendingSweep {
+                self.0.sweep(namespace, up_to, deadline)
+            }
+            fn counters(&self) -> $crate::remote::RemoteCounters {
+                self.0.counters()
+            }
+            fn in_flight(&self) -> $crate::remote::InFlight {
+                self.0.in_flight()
+            }
+        }
+    };
+}
+pub(crate) use remote_store;
+
 /// Bytes of several records.
 fn total(payloads: impl Iterator<Item = usize>) -> usize {
     payloads.fold(0, |sum, bytes| sum.saturating_add(bytes).saturating_add(HEADER))

@@ -98,6 +98,6 @@ pub enum OpenError {
     #[error("cannot start threads for a remote store: {0}")]
     Threads(io::Error),
     /// The address is not one that the client understands.
-    #[error("not the address of a Redis server or cluster: {0}")]
+    #[error("not an address that this client understands: {0}")]
     Address(String),
 }

@@ -21,7 +21,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
@@ -29,15 +28,12 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::backend::{Backend, Call, Fetch, Store};
-use super::call::{Pending, Reply};
-use super::client::Client;
+use super::call::Reply;
+use super::client::{Client, remote_store};
 use super::envelope::RawRecord;
 use super::keys::{epoch_name, epoch_of, hex};
 use super::pool::{Pool, Task};
-use super::{
-    InFlight, Limits, OpenError, PendingGet, PendingSweep, Put, RemoteCounters, RemoteError, RemoteKey,
-    RemoteStore, Want,
-};
+use super::{Limits, OpenError, RemoteError, RemoteKey};
 
 /// Everything of ours lies in it. Another layout would get another number.
 const VERSION_DIR: &str = "kvtier-1";
@@ -89,29 +85,7 @@ impl FsStore {
     }
 }
 
-impl RemoteStore for FsStore {
-    fn exists(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<bool> {
-        self.0.exists(keys, deadline)
-    }
-    fn get(&self, wants: &[Want], deadline: Instant) -> PendingGet {
-        self.0.get(wants, deadline)
-    }
-    fn put(&self, puts: &[Put<'_>], deadline: Instant) -> Pending<()> {
-        self.0.put(puts, deadline)
-    }
-    fn delete(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<()> {
-        self.0.delete(keys, deadline)
-    }
-    fn sweep(&self, namespace: NamespaceId, up_to: Epoch, deadline: Instant) -> PendingSweep {
-        self.0.sweep(namespace, up_to, deadline)
-    }
-    fn counters(&self) -> RemoteCounters {
-        self.0.counters()
-    }
-    fn in_flight(&self) -> InFlight {
-        self.0.in_flight()
-    }
-}
+remote_store!(FsStore);
 
 struct FsBackend {
     pool: Pool,

@@ -5,7 +5,8 @@
 //!        │
 //!   Client        permits (calls, bytes) · records around payloads · counters · verification
 //!        │  Call: names and buffers of its own
-//!   Backend       FsStore: a few threads       RedisStore: an event loop on two threads (feature `redis`)
+//!   Backend       FsStore: a few threads
+//!                 RedisStore, S3Store: an event loop on two threads (features `redis`, `s3`)
 //! ```
 //!
 //! What holds for every store:
@@ -27,12 +28,16 @@ mod client;
 mod counters;
 mod envelope;
 mod error;
+#[cfg(feature = "_event-loop")]
+mod event_loop;
 mod fs;
 mod keys;
 mod limits;
 mod pool;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "s3")]
+mod s3;
 mod writers;
 
 use std::time::Instant;
@@ -51,6 +56,8 @@ pub use keys::RemoteKey;
 pub use limits::{InFlight, Limits};
 #[cfg(feature = "redis")]
 pub use redis::{RedisConfig, RedisStore, Servers};
+#[cfg(feature = "s3")]
+pub use s3::{S3Config, S3Credentials, S3Store};
 
 use call::Finished;
 use counters::add;

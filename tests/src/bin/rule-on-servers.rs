@@ -16,6 +16,9 @@ struct Args {
     /// Requests per scenario; the server gets worse after a third of them
     #[arg(long, default_value_t = 90)]
     requests: usize,
+    /// Which servers
+    #[arg(long, value_delimiter = ',', default_values = ["redis", "s3"])]
+    servers: Vec<String>,
     /// Only scenarios whose name contains this
     #[arg(long, default_value = "")]
     only: String,
@@ -27,13 +30,25 @@ struct Args {
     save: Option<PathBuf>,
 }
 
+/// A program that is built into the same directory.
+fn beside(name: &str) -> String {
+    let program = std::env::current_exe().unwrap().with_file_name(name);
+    assert!(program.exists(), "{} is missing: cargo build -p kvtier-tests --bins", program.display());
+    program.to_string_lossy().into_owned()
+}
+
 fn main() -> std::process::ExitCode {
     let args = Args::parse();
     let prompts = Prompts::new(args.requests);
     let mut figures = Vec::new();
-    for backend in [Backend::redis()] {
+    for server in &args.servers {
+        let backend = match server.as_str() {
+            "redis" => Backend::redis(),
+            "s3" => Backend::s3(&beside("s3-server")),
+            other => panic!("no such server: {other}; there are redis and s3"),
+        };
         for scenario in SCENARIOS.iter().filter(|s| s.name.contains(&args.only)) {
-            eprintln!("{}", scenario.name);
+            eprintln!("{server}, {}", scenario.name);
             figures.push(play(&backend, scenario, &prompts));
         }
     }

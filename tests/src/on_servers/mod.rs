@@ -20,14 +20,16 @@ pub use report::{Figure, Report};
 pub use rules::{Served, always, kvtier};
 pub use scenario::{Damage, SCENARIOS, Scenario};
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::cost::CREDIT;
-use kv_tiers::remote::{RedisConfig, RedisStore, RemoteStore, Servers};
+use kv_tiers::remote::{RedisConfig, RedisStore, RemoteStore, S3Store, Servers};
 
 use crate::proxy::Proxy;
 use crate::redis_server::RedisServer;
+use crate::s3_server::{self, S3Server};
 
 /// A server behind a proxy.
 pub struct Backend {
@@ -38,6 +40,7 @@ pub struct Backend {
 
 enum Server {
     Redis(RedisServer),
+    S3(S3Server),
 }
 
 impl Backend {
@@ -47,6 +50,14 @@ impl Backend {
         let server = RedisServer::start(&["--io-threads", "1"]);
         let proxy = Proxy::start(server.port(), 7);
         Self { name: "redis", server: Server::Redis(server), proxy }
+    }
+
+    /// An S3 server: `program` is this crate's `s3-server`.
+    #[must_use]
+    pub fn s3(program: &str) -> Self {
+        let server = S3Server::start(program);
+        let proxy = Proxy::start(server.port(), 7);
+        Self { name: "s3", server: Server::S3(server), proxy }
     }
 
     fn connect(&self, port: u16) -> Arc<dyn RemoteStore> {
@@ -59,6 +70,7 @@ impl Backend {
                     RedisStore::open(RedisConfig { servers, ttl, root_certificate: None, limits }).unwrap(),
                 )
             }
+            Server::S3(_) => Arc::new(S3Store::open(s3_server::config(port)).unwrap()),
         }
     }
 
@@ -71,6 +83,7 @@ impl Backend {
     fn direct(&self) -> Arc<dyn RemoteStore> {
         match &self.server {
             Server::Redis(server) => self.connect(server.port()),
+            Server::S3(server) => self.connect(server.port()),
         }
     }
 
@@ -81,6 +94,7 @@ impl Backend {
                 let script = b"for _,k in ipairs(redis.call('KEYS','*')) do redis.call('DEL',k) redis.call('SET',k,'junk') end";
                 server.command(&[b"EVAL", script, b"0"]);
             }
+            Server::S3(server) => spoil_files(&server.files()),
         }
     }
 }
@@ -120,4 +134,13 @@ fn run(
     backend.proxy.set(crate::proxy::Fault::None);
     backend.proxy.cut();
     served
+}
+
+fn spoil_files(dir: &Path) {
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            true => spoil_files(&entry.path()),
+            false => std::fs::write(entry.path(), "junk").unwrap(),
+        }
+    }
 }
