@@ -6,8 +6,9 @@
 //! runtime       plays a runtime on an engine: checks every byte that is ready, computes the rest
 //! fake_cuda     a CUDA driver without a GPU
 //! host_kernels  the CUDA kernels, compiled for the host
-//! cxx           compiles C++ for both
+//! cxx           compiles C++ for these
 //! redis_server  a real Redis
+//! mooncake      libraries with Mooncake Store's C API
 //! proxy         faults between a client and a server
 //! remote        blocks for remote stores, and calls that check every byte
 //! victim        how a process that is to be killed and its killer understand each other
@@ -20,6 +21,7 @@ pub mod chains;
 pub mod cxx;
 pub mod fake_cuda;
 pub mod host_kernels;
+pub mod mooncake;
 pub mod proxy;
 pub mod redis_server;
 pub mod remote;

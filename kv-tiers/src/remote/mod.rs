@@ -6,6 +6,7 @@
 //!   Client        permits (calls, bytes) · records around payloads · counters · verification
 //!        │  Call: names and buffers of its own
 //!   Backend       FsStore: a few threads       RedisStore: an event loop on two threads (feature `redis`)
+//!                 MooncakeStore: a few threads around a C library (feature `mooncake`)
 //! ```
 //!
 //! What holds for every store:
@@ -30,6 +31,8 @@ mod error;
 mod fs;
 mod keys;
 mod limits;
+#[cfg(feature = "mooncake")]
+mod mooncake;
 mod pool;
 #[cfg(feature = "redis")]
 mod redis;
@@ -49,6 +52,8 @@ pub use error::{OpenError, RemoteError};
 pub use fs::FsStore;
 pub use keys::RemoteKey;
 pub use limits::{InFlight, Limits};
+#[cfg(feature = "mooncake")]
+pub use mooncake::{MooncakeConfig, MooncakeStore};
 #[cfg(feature = "redis")]
 pub use redis::{RedisConfig, RedisStore, Servers};
 
@@ -90,6 +95,7 @@ pub trait RemoteStore: Send + Sync {
     fn delete(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<()>;
 
     /// Deletes every block of a namespace whose epoch is `up_to` or an older one. Can be repeated until it is done.
+    /// No name of theirs is found any more; what a store does with the bytes behind the names is its own affair.
     fn sweep(&self, namespace: NamespaceId, up_to: Epoch, deadline: Instant) -> PendingSweep;
 
     /// What happened so far.
