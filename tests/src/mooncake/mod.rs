@@ -1,7 +1,9 @@
 //! Libraries with Mooncake Store's C API: a stub with faults, and one around the real client.
 
+mod real;
 mod stub;
 
+pub use real::{Master, Node};
 pub use stub::{Fault, Stub};
 
 use std::path::{Path, PathBuf};

@@ -70,7 +70,8 @@ pub struct MooncakeConfig {
     pub master: String,
     /// Where nodes find each other: `P2PHANDSHAKE`, or the address of a metadata server.
     pub metadata: String,
-    /// Name or address under which other nodes reach this one, with a port if metadata is `P2PHANDSHAKE`.
+    /// Name or address under which other nodes reach this one. Without a port Mooncake takes a free one, and says
+    /// only after some twenty attempts (90 s were seen) that there is no master.
     pub hostname: String,
     /// `tcp`, `rdma`, or another transport that the library was built with.
     pub protocol: String,
@@ -106,7 +107,7 @@ impl MooncakeStore {
     ///     library: Some("/nowhere/libmooncake_store.so".into()),
     ///     master: "127.0.0.1:50051".to_owned(),
     ///     metadata: "P2PHANDSHAKE".to_owned(),
-    ///     hostname: "127.0.0.1:12345".to_owned(),
+    ///     hostname: "127.0.0.1".to_owned(),
     ///     protocol: "tcp".to_owned(),
     ///     devices: String::new(),
     ///     segment_bytes: 0,
