@@ -7,10 +7,14 @@ DENY := .tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 # What the kernels are compiled and mirrored with. It is installed only to change or to check them.
 KERNEL_TOOLS := .tools/cuda-13.0.88-ptxas-12.4.131-libclang-18.1.1
 
+# A real Mooncake: master, node and client. Its Python package is the only one that needs no CUDA.
+MOONCAKE_VERSION := 0.3.13.post1
+MOONCAKE := .tools/mooncake-$(MOONCAKE_VERSION)
+
 # Its own folder: other flags than the usual release build, which would be built anew every time.
 GPU_BUILD := target/gpu
 
-.PHONY: help demo test asan bench gpu lint soak kernels kernels-check
+.PHONY: help demo test asan bench gpu lint soak kernels kernels-check mooncake
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -19,7 +23,7 @@ help: ## Show this list
 demo: ## Show kvtier at work on a generated trace (needs no GPU)
 	cargo run --release --locked -- demo
 
-test: fio cxx redis ## Run every test, doc tests included
+test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
 
@@ -112,3 +116,25 @@ cxx:
 		(apt-get install -y -q g++ || { apt-get update -q && apt-get install -y -q g++; }) >/dev/null 2>&1 && exit 0; \
 	fi; \
 	echo "no C++ compiler: the tests of the kernels will fail (install the package g++, or set CXX)" >&2
+
+# What the package's libraries need, and the interpreter as a shared library: the tests' client runs in it.
+MOONCAKE_PACKAGES = libibverbs1 libnuma1 libcurl4 \
+	$(shell python3 -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
+MOONCAKE_LOADS := import ctypes, mooncake.store, sysconfig as s; \
+	ctypes.CDLL(s.get_config_var("LIBDIR") + "/" + s.get_config_var("INSTSONAME"))
+
+mooncake: $(MOONCAKE)
+
+$(MOONCAKE):
+	rm -rf $@.part
+	python3 -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore --target $@.part \
+		mooncake-transfer-engine-non-cuda==$(MOONCAKE_VERSION)
+	chmod +x $@.part/mooncake/mooncake_master
+	@PYTHONPATH=$@.part python3 -c '$(MOONCAKE_LOADS)' 2>/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing $(MOONCAKE_PACKAGES)"; \
+		(apt-get install -y -q $(MOONCAKE_PACKAGES) || { apt-get update -q && apt-get install -y -q $(MOONCAKE_PACKAGES); }) \
+			>/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "Mooncake does not load: the tests of its store will fail (install $(MOONCAKE_PACKAGES))" >&2
+	mv $@.part $@

@@ -6,8 +6,9 @@
 //! runtime       plays a runtime on an engine: checks every byte that is ready, computes the rest
 //! fake_cuda     a CUDA driver without a GPU
 //! host_kernels  the CUDA kernels, compiled for the host
-//! cxx           compiles C++ for both
+//! cxx           compiles C++ for these
 //! redis_server  a real Redis
+//! mooncake      libraries with Mooncake Store's C API
 //! on_servers    load or recompute on real servers, beside a rule that always loads
 //! s3_server     a real S3 server, and one that only refuses
 //! proxy         faults between a client and a server
@@ -22,6 +23,7 @@ pub mod chains;
 pub mod cxx;
 pub mod fake_cuda;
 pub mod host_kernels;
+pub mod mooncake;
 pub mod on_servers;
 pub mod proxy;
 pub mod redis_server;

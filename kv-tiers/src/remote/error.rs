@@ -100,4 +100,29 @@ pub enum OpenError {
     /// The address is not one that the client understands.
     #[error("not an address that this client understands: {0}")]
     Address(String),
+    /// The library of a store is not there, or has not what it must have.
+    #[error(
+        "{name}: {why}; build Mooncake with -DWITH_STORE_C_SHARED=ON and name its libmooncake_store.so in the \
+         configuration or in MOONCAKE_STORE_LIBRARY"
+    )]
+    Library {
+        /// Which.
+        name: String,
+        /// What the loader said.
+        why: String,
+    },
+    /// The library of a store refused to start.
+    #[error("{call} failed with code {code}; is the master up, and can it be reached from here?")]
+    Setup {
+        /// The function.
+        call: &'static str,
+        /// What it answered.
+        code: i64,
+    },
+    /// The store was not ready at the deadline.
+    #[error("the store was not ready in time")]
+    Late,
+    /// Text for a C library that has a zero byte in it, or memory that no address space has room for.
+    #[error("{0} cannot be used")]
+    Configuration(&'static str),
 }

@@ -7,6 +7,7 @@
 //!        │  Call: names and buffers of its own
 //!   Backend       FsStore: a few threads
 //!                 RedisStore, S3Store: an event loop on two threads (features `redis`, `s3`)
+//!                 MooncakeStore: a few threads around a C library (feature `mooncake`)
 //! ```
 //!
 //! What holds for every store:
@@ -33,6 +34,8 @@ mod event_loop;
 mod fs;
 mod keys;
 mod limits;
+#[cfg(feature = "mooncake")]
+mod mooncake;
 mod pool;
 #[cfg(feature = "redis")]
 mod redis;
@@ -54,6 +57,8 @@ pub use error::{OpenError, RemoteError};
 pub use fs::FsStore;
 pub use keys::RemoteKey;
 pub use limits::{InFlight, Limits};
+#[cfg(feature = "mooncake")]
+pub use mooncake::{MooncakeConfig, MooncakeStore};
 #[cfg(feature = "redis")]
 pub use redis::{RedisConfig, RedisStore, Servers};
 #[cfg(feature = "s3")]
@@ -97,6 +102,7 @@ pub trait RemoteStore: Send + Sync {
     fn delete(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<()>;
 
     /// Deletes every block of a namespace whose epoch is `up_to` or an older one. Can be repeated until it is done.
+    /// No name of theirs is found any more; what a store does with the bytes behind the names is its own affair.
     fn sweep(&self, namespace: NamespaceId, up_to: Epoch, deadline: Instant) -> PendingSweep;
 
     /// What happened so far.
