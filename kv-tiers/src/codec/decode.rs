@@ -60,9 +60,10 @@ impl Codec {
             let body = source.take(head.body)?;
             match head.method {
                 Method::Raw if body.len() == piece.len() => piece.copy_from_slice(body),
-                Method::Fill if body.len() == elements.bytes() => {
-                    piece.chunks_exact_mut(body.len()).for_each(|element| element.copy_from_slice(body));
-                }
+                Method::Fill if body.len() == elements.bytes() => match body {
+                    [low, high] => piece.as_chunks_mut().0.fill([*low, *high]),
+                    _ => body.iter().for_each(|byte| piece.fill(*byte)),
+                },
                 Method::Levels => self.decode_levels(elements, head.levels, body, &mut scratch, piece)?,
                 _ => return Err(Damaged),
             }
