@@ -45,6 +45,7 @@ asan: ## Run the tests of the parts with unsafe code, and the simulation, under 
 bench: fio ## Measure against the limits and the peers (the first build takes minutes)
 	cargo run --release --locked --features peers -- bench index
 	cargo run --release --locked --features peers -- bench copy
+	cargo run --release --locked --features peers -- bench codec
 	cargo run --release --locked --features peers -- bench nvme
 	cargo run --release --locked --features peers -- bench reopen
 	cargo run --release --locked --features peers -- bench cost

@@ -55,7 +55,13 @@ struct Node {
 
 impl Node {
     fn open(store: Arc<dyn RemoteStore>, hbm: u32, learnt: Option<PathBuf>) -> Self {
-        let remote = RemoteConfig { name: "shared".to_owned(), store, link: priors::NETWORK, writes: true };
+        let remote = RemoteConfig {
+            name: "shared".to_owned(),
+            store,
+            link: priors::NETWORK,
+            writes: true,
+            elements: None,
+        };
         let opened = Engine::open(&EngineConfig {
             block_bytes: BLOCK,
             hbm: (hbm > 0).then(|| pool(hbm)),

@@ -55,6 +55,7 @@ pub fn put(
     let put = |(key, payload): (&RemoteKey, _)| Put {
         meta: RecordMeta { identity: key.identity(), parent: BlockKey::ROOT, depth: 0 },
         payload,
+        elements: None,
     };
     let puts: Vec<_> = keys.iter().zip(payloads.iter().map(Vec::as_slice)).map(put).collect();
     store.put(&puts, deadline).wait()

@@ -5,9 +5,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use kv_core::Mismatch;
+use kv_core::ids::JobId;
+use kv_core::job::RecordMeta;
+use kv_core::key::BlockKey;
+use kv_tiers::codec::Elements;
 use kv_tiers::remote::{
-    InFlight, Limits, OpenError, RedisConfig, RedisStore, RemoteError, RemoteKey, RemoteStore, Servers, Swept,
+    InFlight, Limits, OpenError, Put, RedisConfig, RedisStore, RemoteError, RemoteKey, RemoteStore, Servers,
+    Swept, Want,
 };
+use kvtier_benches::SplitMix64;
 use kvtier_tests::redis_server::RedisServer;
 use kvtier_tests::remote::{get, key, put, soon};
 
@@ -239,4 +245,43 @@ fn an_address_that_is_none_is_an_error_and_shows_no_password() {
             "{url}: {error:?}"
         );
     }
+}
+
+/// A block of three chunks that takes two when it is encoded, over and under another one's.
+#[test]
+fn encoded_blocks_take_fewer_chunks_and_mind_no_others() {
+    let server = RedisServer::start(&[]);
+    let store = store_of(&server);
+    let key = key(1, 0, 0);
+    let mut rng = SplitMix64::new(1);
+    // Two exponents, everything else random.
+    let payload: Vec<u8> =
+        (0..4_500_000).flat_map(|_| (rng.next_u64() as u16 & 0x80FF | 0x3F00).to_le_bytes()).collect();
+    let meta = RecordMeta { identity: key.identity(), parent: BlockKey::ROOT, depth: 0 };
+    let put = |elements| {
+        assert_eq!(store.put(&[Put { meta, payload: &payload, elements }], soon()).wait(), [Ok(())]);
+    };
+    let get = || {
+        let mut into = vec![0xEE; payload.len()];
+        let want = Want { key, payload_bytes: payload.len() };
+        let result = store.get(&[want], soon()).wait_into(&mut [(JobId(1), &mut into)]).pop().unwrap();
+        assert!(result.is_err() || into == payload, "wrong bytes");
+        result.map(|_| ())
+    };
+    let is_there = |chunk| server.command(&[b"EXISTS", name(&key, chunk).as_bytes()]) == b":1\r\n";
+    let chunks = || (0..4).filter(|chunk| is_there(*chunk)).count();
+    put(Some(Elements::Bf16));
+    assert_eq!((chunks(), get()), (2, Ok(())));
+    // Under what lay there before, of which one chunk is left.
+    put(None);
+    assert_eq!((chunks(), get()), (3, Ok(())));
+    put(Some(Elements::Bf16));
+    assert_eq!((chunks(), get()), (3, Ok(())));
+    server.command(&[b"DEL", name(&key, 1).as_bytes()]);
+    assert_eq!(get(), Err(RemoteError::Absent));
+    // A chunk of another encoding.
+    server.command(&[b"COPY", name(&key, 2).as_bytes(), name(&key, 1).as_bytes()]);
+    assert_eq!(get(), Err(Mismatch::Length.into()));
+    let counters = store.counters();
+    assert_eq!((counters.hits, counters.decoded.payload_bytes), (3, 2 * payload.len() as u64));
 }

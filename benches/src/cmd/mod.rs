@@ -1,6 +1,7 @@
 //! One file per subcommand. Each makes something that is both printable and serialisable and hands it to
 //! [`Output`]; none writes to standard output itself.
 
+mod bench_codec;
 mod bench_copy;
 mod bench_cost;
 mod bench_index;
@@ -41,6 +42,7 @@ pub(crate) enum Command {
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     Index(bench_index::Args),
+    Codec(bench_codec::Args),
     Copy(bench_copy::Args),
     Cost(bench_cost::Args),
     Nvme(bench_nvme::Args),
@@ -56,6 +58,7 @@ impl Command {
             Self::Inspect(args) => inspect::run(args, output),
             Self::Gpu(args) => gpu::run(args, output),
             Self::Bench(Bench::Index(args)) => bench_index::run(args, output),
+            Self::Bench(Bench::Codec(args)) => bench_codec::run(args, output),
             Self::Bench(Bench::Copy(args)) => bench_copy::run(args, output),
             Self::Bench(Bench::Cost(args)) => bench_cost::run(args, output),
             Self::Bench(Bench::Nvme(args)) => bench_nvme::run(args, output),

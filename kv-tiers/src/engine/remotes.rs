@@ -23,6 +23,7 @@ use kv_core::units::{Bytes, Nanos};
 use parking_lot::{Condvar, Mutex};
 
 use crate::arena::Arena;
+use crate::codec::Elements;
 use crate::remote::{Pending, PendingGet, Put, RemoteError, RemoteKey, RemoteStore, Want};
 
 /// Copying and checking what has come is their work: one is at most at memory speed, and a node has few links.
@@ -71,8 +72,14 @@ struct Board {
     closed: bool,
 }
 
+/// A store, and how blocks are encoded that are stored there.
+pub(super) struct Remote {
+    pub(super) store: Arc<dyn RemoteStore>,
+    pub(super) elements: Option<Elements>,
+}
+
 struct Shared {
-    stores: Vec<Arc<dyn RemoteStore>>,
+    stores: Vec<Remote>,
     arena: Arc<Arena>,
     sink: Arc<dyn AnswerSink>,
     /// The planner's time 0.
@@ -96,7 +103,7 @@ pub(super) struct RemoteHands {
 impl RemoteHands {
     /// Starts the workers. Deadlines of jobs count from `start`.
     pub(super) fn start(
-        stores: Vec<Arc<dyn RemoteStore>>,
+        stores: Vec<Remote>,
         arena: Arc<Arena>,
         start: Instant,
         sink: Arc<dyn AnswerSink>,
@@ -202,7 +209,7 @@ impl Shared {
 
     fn begin(self: &Arc<Self>, job: RemoteJob) {
         let deadline = self.instant(job.deadline);
-        let Some(store) = self.stores.get(usize::from(job.remote.0)) else {
+        let Some(Remote { store, elements }) = self.stores.get(usize::from(job.remote.0)) else {
             return self.sink.answered(job.id, failed(&job.op, TransferError::Down));
         };
         let n = {
@@ -229,7 +236,7 @@ impl Shared {
                 Call::Get { reads, first, hedge, second: None }
             }
             RemoteOp::Put(writes) => {
-                let pending = self.put(store.as_ref(), &writes, deadline);
+                let pending = self.put(store.as_ref(), *elements, &writes, deadline);
                 pending.when_done(landed);
                 Call::Put(pending)
             }
@@ -243,9 +250,16 @@ impl Shared {
         reads.iter().map(want).collect()
     }
 
-    fn put(&self, store: &dyn RemoteStore, writes: &[RemoteWrite], deadline: Instant) -> Pending<()> {
+    fn put(
+        &self,
+        store: &dyn RemoteStore,
+        elements: Option<Elements>,
+        writes: &[RemoteWrite],
+        deadline: Instant,
+    ) -> Pending<()> {
         let put = |write: &RemoteWrite| Put {
             meta: write.record,
+            elements,
             // SAFETY: the slot is one of this arena's, and the planner keeps it pinned until this job has been answered:
             // a pinned slot is written by nobody. The store copies the bytes before `put` returns.
             payload: unsafe { self.arena.payload(write.host) },
@@ -335,7 +349,7 @@ impl Shared {
         hedge: HedgeAt,
     ) {
         let store = self.stores.get(usize::from(hedge.remote.0));
-        let second = store.map(|store| store.get(&self.wants(&reads), flying.deadline));
+        let second = store.map(|remote| remote.store.get(&self.wants(&reads), flying.deadline));
         let hedge = second.is_some().then_some(hedge);
         self.wait_on(n, flying, Call::Get { reads, first, hedge, second });
     }
@@ -360,13 +374,13 @@ impl Shared {
             (read.job, unsafe { self.arena.payload_mut(read.host) })
         };
         let mut into: Vec<_> = reads.iter().map(destination).collect();
-        let results = pending.wait_into(&mut into);
+        let (results, coding) = pending.wait_into_measured(&mut into);
         let there = results.iter().filter(|result| result.is_ok()).count();
-        let wire = Bytes((there * self.arena.payload_bytes()) as u64);
+        let wire = coding.stored(Bytes((there * self.arena.payload_bytes()) as u64));
         let jobs = reads.iter().map(|read| read.job);
         let blocks =
             jobs.zip(results.into_iter().map(|result| result.map_err(TransferError::from))).collect();
-        RemoteAnswer::Get { blocks, wire, decode: Nanos(0), by }
+        RemoteAnswer::Get { blocks, wire, decode: coding.time(), by }
     }
 }
 

@@ -132,7 +132,8 @@ impl<B: Backend> RemoteStore for Client<B> {
         let bytes = total(puts.iter().map(|put| put.payload.len()));
         let store = |(put, reply): (&Put<'_>, _)| {
             let key = RemoteKey::of(&put.meta.identity);
-            let record = envelope::encode(&put.meta, put.payload);
+            let (record, encoding) = envelope::encode(put);
+            self.counters.encoded.add(encoding);
             Store { key, record, writer: self.writers.enter(&key), reply }
         };
         let build = |replies: Vec<_>| Call::Put(puts.iter().zip(replies).map(store).collect());

@@ -82,7 +82,7 @@ impl Prompts {
         for document in &self.documents {
             let put = |(key, payload): (&RemoteKey, &Vec<u8>)| {
                 let meta = RecordMeta { identity: key.identity(), parent: BlockKey::ROOT, depth: 0 };
-                let stored = store.put(&[Put { meta, payload }], soon()).wait();
+                let stored = store.put(&[Put { meta, payload, elements: None }], soon()).wait();
                 assert_eq!(stored, [Ok(())]);
             };
             document.keys.iter().zip(&document.bytes).for_each(put);

@@ -55,6 +55,7 @@ pub fn kvtier(
         store: store.clone(),
         link: priors::NETWORK,
         writes: false,
+        elements: None,
     };
     let fingerprint = Fingerprint([2; 16]);
     let opened = Engine::open(&EngineConfig {
