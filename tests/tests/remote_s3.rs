@@ -296,7 +296,7 @@ fn an_upload_that_is_cancelled_is_taken_back() {
         parent: kv_core::key::BlockKey::ROOT,
         depth: 0,
     };
-    let puts = [kv_tiers::remote::Put { meta, payload: &payload }];
+    let puts = [kv_tiers::remote::Put { meta, payload: &payload, elements: None }];
     let mut seen = 0;
     while seen < 3 {
         let call = store.put(&puts, soon());
