@@ -38,12 +38,13 @@ asan: ## Run the tests of the parts with unsafe code, and the simulation, under 
 	ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 $(ASAN) -p kvtier-tests \
 		--test cuda --test cuda_driver --test cuda_without_batch --test fake_cuda --test fake_cuda_old --test kernels
 
-bench: fio ## Measure against the limits and the peers (the first build takes minutes)
+bench: fio redis ## Measure against the limits and the peers (the first build takes minutes)
 	cargo run --release --locked --features peers -- bench index
 	cargo run --release --locked --features peers -- bench copy
 	cargo run --release --locked --features peers -- bench nvme
 	cargo run --release --locked --features peers -- bench reopen
 	cargo run --release --locked --features peers -- bench cost
+	cargo run --release --locked --features peers,redis -- bench remote
 	cargo bench -p kvtier-benches --locked
 
 # One file, without debug information, that needs a driver and a C library not older than this machine's. The
