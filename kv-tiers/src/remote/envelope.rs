@@ -8,6 +8,8 @@
 //! The same fields as a record of the NVMe log without its place. A name proves nothing: only a header that
 //! repeats what was asked for, and a payload that has its checksum, lead to a [`Verified`].
 
+use std::sync::Arc;
+
 use bytemuck::{Pod, Zeroable};
 use kv_core::ids::JobId;
 use kv_core::job::RecordMeta;
@@ -16,6 +18,7 @@ use kv_core::units::{Epoch, Generation};
 use kv_core::{Mismatch, RecordIdentity, Verified, payload_checksum};
 
 use super::RemoteError;
+use super::buffers::{Buffer, Buffers};
 use crate::wire::{CODEC_RAW, Le32, Le64, VERSION, checked, sealed};
 
 /// Bytes before the payload.
@@ -61,7 +64,7 @@ pub(crate) fn is_of(first: &[u8], expected: &RecordIdentity) -> bool {
 }
 
 /// A whole record, in memory of its own. The generation of `meta` is not stored.
-pub(crate) fn encode(meta: &RecordMeta, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(meta: &RecordMeta, payload: &[u8], buffers: &Arc<Buffers>) -> Buffer {
     let header = sealed(RawHeader {
         magic: MAGIC,
         version: VERSION,
@@ -77,7 +80,7 @@ pub(crate) fn encode(meta: &RecordMeta, payload: &[u8]) -> Vec<u8> {
         payload_checksum: Le64::new(payload_checksum(payload)),
         checksum: Le64::new(0),
     });
-    let mut record = Vec::with_capacity(HEADER + payload.len());
+    let mut record = buffers.take(HEADER + payload.len());
     record.extend_from_slice(bytemuck::bytes_of(&header));
     record.extend_from_slice(payload);
     record
@@ -85,7 +88,7 @@ pub(crate) fn encode(meta: &RecordMeta, payload: &[u8]) -> Vec<u8> {
 
 /// What came back under some name, in one piece or in the order of its chunks. Not to be trusted.
 #[derive(Debug)]
-pub(crate) struct RawRecord(pub(crate) Vec<Vec<u8>>);
+pub(crate) struct RawRecord(pub(crate) Vec<Buffer>);
 
 impl RawRecord {
     /// Copies the payload to `into` and checks it there, so that what is proven is what will be read.
@@ -108,7 +111,7 @@ impl RawRecord {
         if found != *expected {
             return Err(Mismatch::Identity.into());
         }
-        let len: usize = chunks.iter().map(Vec::len).sum();
+        let len: usize = chunks.iter().map(|chunk| chunk.len()).sum();
         if header.payload_bytes.get() != into.len() as u64 || len != HEADER + into.len() {
             return Err(Mismatch::Length.into());
         }
@@ -130,6 +133,10 @@ impl RawRecord {
 mod tests {
     use super::*;
 
+    fn encode(meta: &RecordMeta, payload: &[u8]) -> Vec<u8> {
+        super::encode(meta, payload, &Arc::default()).to_vec()
+    }
+
     fn meta(n: u8) -> RecordMeta {
         let identity = RecordIdentity {
             namespace: NamespaceId([n; 16]),
@@ -143,7 +150,7 @@ mod tests {
 
     fn read(record: Vec<u8>, chunk: usize, expect: u8, len: usize) -> Result<Vec<u8>, RemoteError> {
         let mut into = vec![0xEE; len];
-        let chunks = record.chunks(chunk).map(<[u8]>::to_vec).collect();
+        let chunks = record.chunks(chunk).map(|chunk| chunk.to_vec().into()).collect();
         let verified = RawRecord(chunks).verify_into(JobId(9), &meta(expect).identity, &mut into)?;
         assert_eq!(verified.job(), JobId(9));
         Ok(into)

@@ -22,6 +22,7 @@
 //! Names are `version/namespace/epoch/fingerprint/key`, so that what a purge must sweep has one prefix.
 
 mod backend;
+mod buffers;
 mod call;
 mod client;
 mod counters;

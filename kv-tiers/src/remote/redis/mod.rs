@@ -11,9 +11,13 @@
 //! that a call that is late or cancelled can be ended by closing its connection: nothing of it is then left in a
 //! queue behind which others wait, and nothing answers somebody else's question.
 
+mod dial;
 mod lanes;
 mod link;
 mod ops;
+mod request;
+mod sweep;
+mod wire;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,13 +27,14 @@ use kv_core::units::Epoch;
 use tokio::runtime::{Builder, Runtime};
 
 use super::backend::{Backend, Call};
+use super::buffers::Buffers;
 use super::call::Pending;
 use super::client::Client;
 use super::{
     InFlight, Limits, OpenError, PendingGet, PendingSweep, Put, RemoteCounters, RemoteKey, RemoteStore, Want,
 };
+use dial::Dial;
 use lanes::Lanes;
-use link::Dial;
 
 /// Threads of the event loop: one parses while the other copies.
 const THREADS: usize = 2;
@@ -81,7 +86,9 @@ impl RedisStore {
         if rustls::crypto::ring::default_provider().install_default().is_err() {
             tracing::debug!("TLS is somebody else's choice in this process");
         }
-        let dial = Dial::new(&config).map_err(|error| OpenError::Address(error.to_string()))?;
+        let buffers = Arc::new(Buffers::default());
+        let dial = Dial::new(&config, Arc::clone(&buffers))
+            .map_err(|error| OpenError::Address(error.to_string()))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             // Name resolution, the only blocking work.
@@ -92,7 +99,8 @@ impl RedisStore {
             .build()
             .map_err(OpenError::Threads)?;
         let lanes = Arc::new(Lanes::new(dial));
-        Ok(Self(Client::new(RedisBackend { runtime: Some(runtime), lanes, ttl: config.ttl }, config.limits)))
+        let backend = RedisBackend { runtime: Some(runtime), lanes, ttl: config.ttl };
+        Ok(Self(Client::new(backend, config.limits, buffers)))
     }
 }
 
