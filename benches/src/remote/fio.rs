@@ -70,16 +70,10 @@ impl Fio<'_> {
         let files = self.files_of_a_job();
         let out = Command::new("fio")
             .current_dir(self.dir)
-            .args([
-                "--name=limit",
-                "--ioengine=psync",
-                "--thread",
-                "--group_reporting",
-                "--output-format=json",
-            ])
+            .arg(format!("--name={name}"))
+            .args(["--ioengine=psync", "--thread", "--group_reporting", "--output-format=json"])
             // Without it fio drops its files from the page cache, and empties what it would read.
             .args(["--invalidate=0", "--openfiles=1", "--file_service_type=random:1"])
-            .arg(format!("--name={name}"))
             .arg(format!("--rw={rw}"))
             .arg(format!("--bs={}", self.value.0))
             .arg(format!("--filesize={}", self.value.0))
