@@ -171,3 +171,76 @@ impl Wire {
         Ok(buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::redis::request::Word;
+
+    /// What a client makes of a server that says this, in pieces of so many bytes, to commands with these limits.
+    fn said(bytes: &[u8], piece: usize, limits: &[usize]) -> RedisResult<Vec<Answer>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (ours, mut theirs) = tokio::io::duplex(piece);
+            let mut request = Request::default();
+            limits.iter().for_each(|&most| request.add_for(most, [Word::from("PING")]));
+            let bytes = bytes.to_vec();
+            let questions = limits.len() * b"*1\r\n$4\r\nPING\r\n".len();
+            let server = tokio::spawn(async move {
+                let mut asked = vec![0; questions];
+                theirs.read_exact(&mut asked).await.unwrap();
+                // The client may have left in the middle.
+                theirs.write_all(&bytes).await.unwrap_or_default();
+            });
+            let answers = Wire::new(Box::new(ours), Arc::default()).ask(&request).await;
+            server.await.unwrap();
+            answers
+        })
+    }
+
+    /// As text, strings in quotes.
+    fn shown(answers: &[Answer]) -> String {
+        let show = |answer: &Answer| match answer {
+            Answer::Bytes(bytes) => format!("{:?}", String::from_utf8_lossy(bytes)),
+            Answer::Items(items) => format!("[{}]", shown(items)),
+            Answer::Other(value) => format!("{value:?}"),
+        };
+        answers.iter().map(show).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn answers_are_put_together_from_any_pieces() {
+        let text =
+            b"+OK\r\n$3\r\na\r\n\r\n$0\r\n\r\n:-7\r\n$-1\r\n*2\r\n$1\r\n0\r\n*2\r\n$2\r\nab\r\n$1\r\nc\r\n";
+        for piece in 1..text.len() + 1 {
+            let answers = said(text, piece, &[0, 3, 0, 0, 0, 4]).unwrap();
+            assert_eq!(shown(&answers), r#"ok, "a\r\n", "", int(-7), nil, ["0", ["ab", "c"]]"#, "{piece}");
+        }
+        let large = [&b"$100000\r\n"[..], &vec![b'x'; 100_000], b"\r\n-ERR no\r\n"].concat();
+        let answers = said(&large, 5000, &[100_000, 0]).unwrap();
+        assert!(matches!(&answers[0], Answer::Bytes(bytes) if **bytes == vec![b'x'; 100_000]));
+        assert!(matches!(&answers[1], Answer::Other(Value::ServerError(_))));
+    }
+
+    #[test]
+    fn nonsense_is_an_error_that_spoils_the_connection() {
+        for text in [
+            &b"$4\r\nabcd\r\n"[..], // longer than was asked for
+            b"*2\r\n$2\r\nab\r\n$2\r\nab\r\n",
+            b"$3\r\nabcd\r\n",
+            b"$-2\r\n",
+            b"$99999999999999999999\r\n",
+            b"*70000\r\n",
+            b"*1\r\n*1\r\n*1\r\n:1\r\n",
+            b"+OK\r\n+OK\r\n", // one too many
+            b"?\r\n",
+            b"\r\n",
+            b"",
+            b"$3\r\nab",
+            &[b'+'; 20_000],
+        ] {
+            let error = said(text, 30_000, &[3]).map(|answers| shown(&answers)).unwrap_err();
+            assert!(!super::super::link::leaves_link_good(&error), "{}", String::from_utf8_lossy(text));
+        }
+    }
+}
