@@ -25,6 +25,8 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 
 test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
+	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
+	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
 
 soak: ## Run every test with loops a hundred times longer
@@ -42,13 +44,14 @@ asan: ## Run the tests of the parts with unsafe code, and the simulation, under 
 	ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 $(ASAN) -p kvtier-tests \
 		--test cuda --test cuda_driver --test cuda_without_batch --test fake_cuda --test fake_cuda_old --test kernels
 
-bench: fio ## Measure against the limits and the peers (the first build takes minutes)
+bench: fio redis ## Measure against the limits and the peers (the first build takes minutes)
 	cargo run --release --locked --features peers -- bench index
 	cargo run --release --locked --features peers -- bench copy
 	cargo run --release --locked --features peers -- bench codec
 	cargo run --release --locked --features peers -- bench nvme
 	cargo run --release --locked --features peers -- bench reopen
 	cargo run --release --locked --features peers -- bench cost
+	cargo run --release --locked --features peers,redis -- bench remote
 	cargo bench -p kvtier-benches --locked
 
 # One file, without debug information, that needs a driver and a C library not older than this machine's. The

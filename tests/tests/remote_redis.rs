@@ -15,7 +15,7 @@ use kv_tiers::remote::{
 };
 use kvtier_benches::SplitMix64;
 use kvtier_tests::redis_server::RedisServer;
-use kvtier_tests::remote::{get, key, put, soon};
+use kvtier_tests::remote::{get, key, put, soon, string_name as name, within};
 
 fn config(servers: Servers) -> RedisConfig {
     let ttl = Duration::from_secs(1000);
@@ -32,14 +32,6 @@ fn store_of(server: &RedisServer) -> RedisStore {
 
 fn keys(namespace: u8, epoch: u64, n: u64) -> Vec<RemoteKey> {
     (0..n).map(|i| key(namespace, epoch, i)).collect()
-}
-
-/// The string that holds a chunk.
-fn name(key: &RemoteKey, chunk: usize) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let RemoteKey { namespace, epoch, fingerprint, key } = key;
-    let owner = format!("{}:{:016x}:{}", hex(&namespace.0), epoch.0, hex(&fingerprint.0));
-    format!("kvtier:1:{owner}:{{{}}}:{chunk}", hex(&key.to_bytes()))
 }
 
 /// Everything that a store does, against any kind of server.
@@ -107,11 +99,7 @@ fn a_cluster_does_everything() {
     }
     let urls = servers[..2].iter().map(|server| format!("redis://127.0.0.1:{}", server.port())).collect();
     does_everything(&RedisStore::open(config(Servers::Cluster(urls))).unwrap());
-    let left = |server: &RedisServer| {
-        let size = String::from_utf8(server.command(&[b"DBSIZE"])).unwrap();
-        size.trim_start_matches(':').trim_end().parse::<u64>().unwrap()
-    };
-    let left: Vec<_> = servers.iter().map(left).collect();
+    let left: Vec<_> = servers.iter().map(RedisServer::strings).collect();
     assert_eq!(left.iter().sum::<u64>(), 40);
     assert!(left.iter().all(|&n| n > 0), "{left:?}");
 }
@@ -284,4 +272,51 @@ fn encoded_blocks_take_fewer_chunks_and_mind_no_others() {
     assert_eq!(get(), Err(Mismatch::Length.into()));
     let counters = store.counters();
     assert_eq!((counters.hits, counters.decoded.payload_bytes), (3, 2 * payload.len() as u64));
+}
+
+/// A purge of a hundred thousand blocks among as many of somebody else's, with deadlines that cut it off again and
+/// again: what is done stays done, and nothing of the others is touched.
+#[test]
+fn a_large_sweep_goes_on_where_it_was_cut_off() {
+    const BLOCKS: u64 = 100_000;
+    let server = RedisServer::start(&[]);
+    let store = store_of(&server);
+    let (mine, others) = (keys(1, 3, BLOCKS), keys(2, 0, BLOCKS));
+    let strings = mine.iter().flat_map(|key| [(name(key, 0), &b"a"[..]), (name(key, 1), b"b")]);
+    server.set_all(strings.chain(others.iter().map(|key| (name(key, 0), &b"c"[..]))));
+    assert_eq!(server.strings(), 3 * BLOCKS);
+    let mut left = vec![server.strings()];
+    let (mut deadline, mut removed) = (20, Err(RemoteError::Late));
+    while removed.is_err() {
+        removed = store.sweep(mine[0].namespace, mine[0].epoch, within(deadline)).wait();
+        assert!(matches!(removed, Ok(_) | Err(RemoteError::Late)), "{removed:?}");
+        // A sweep that nobody waits for any more ends with its connection.
+        while store.in_flight() != InFlight::default() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        left.push(server.strings());
+        deadline += deadline / 2;
+    }
+    println!("strings left after each sweep: {left:?}");
+    assert!(left.len() > 2 && left[1] < left[0], "{left:?}");
+    assert!(left.is_sorted_by(|before, after| before >= after), "{left:?}");
+    assert_eq!(left.last(), Some(&BLOCKS));
+    let swept = store.sweep(mine[0].namespace, mine[0].epoch, soon()).wait();
+    assert_eq!(swept, Ok(Swept { removed: 0, writers: 0 }));
+}
+
+/// One call. Blocks of many chunks go whole, those of one leave no other's behind.
+#[test]
+fn a_hundred_thousand_blocks_are_deleted() {
+    const BLOCKS: u64 = 100_000;
+    let server = RedisServer::start(&[]);
+    let store = store_of(&server);
+    let (mine, others) = (keys(1, 0, BLOCKS), keys(1, 0, BLOCKS + 1000).split_off(BLOCKS as usize));
+    let small = mine.iter().chain(&others).map(|key| (name(key, 0), &b"a"[..]));
+    let large = mine[..3].iter().flat_map(|key| (1..=256).map(|chunk| (name(key, chunk), &b"b"[..])));
+    server.set_all(small.chain(large));
+    assert_eq!(server.strings(), BLOCKS + 1000 + 3 * 256);
+    assert!(store.delete(&mine, soon()).wait().iter().all(Result::is_ok));
+    assert_eq!(server.strings(), 1000);
+    assert_eq!(store.counters().deletes, BLOCKS);
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
 
+use super::buffers::Buffer;
 #[cfg(feature = "_event-loop")]
 use super::call::Flight;
 use super::call::Reply;
@@ -54,7 +55,7 @@ pub(crate) struct Fetch {
 /// One block to be stored.
 pub(crate) struct Store {
     pub(crate) key: RemoteKey,
-    pub(crate) record: Vec<u8>,
+    pub(crate) record: Buffer,
     /// To be kept until nothing can be written any more.
     pub(crate) writer: Writer,
     pub(crate) reply: Reply<()>,

@@ -7,6 +7,7 @@ use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
 
 use super::backend::{Backend, Call, Fetch, Store};
+use super::buffers::Buffers;
 use super::call::{Flight, Pending, Reply};
 use super::counters::{Counters, RemoteCounters, add};
 use super::envelope::{self, HEADER};
@@ -20,11 +21,14 @@ pub(crate) struct Client<B> {
     gate: Arc<Gate>,
     counters: Arc<Counters>,
     writers: Arc<Writers>,
+    /// For records.
+    buffers: Arc<Buffers>,
 }
 
 impl<B: Backend> Client<B> {
-    pub(crate) fn new(backend: B, limits: Limits) -> Self {
-        Self { backend, gate: Gate::new(limits), counters: Arc::default(), writers: Arc::default() }
+    pub(crate) fn new(backend: B, limits: Limits, buffers: Arc<Buffers>) -> Self {
+        let gate = Gate::new(limits);
+        Self { backend, gate, counters: Arc::default(), writers: Arc::default(), buffers }
     }
 
     /// Starts a call about `n` blocks that carries `bytes`.
@@ -132,7 +136,7 @@ impl<B: Backend> RemoteStore for Client<B> {
         let bytes = total(puts.iter().map(|put| put.payload.len()));
         let store = |(put, reply): (&Put<'_>, _)| {
             let key = RemoteKey::of(&put.meta.identity);
-            let (record, encoding) = envelope::encode(put);
+            let (record, encoding) = envelope::encode(put, &self.buffers);
             self.counters.encoded.add(encoding);
             Store { key, record, writer: self.writers.enter(&key), reply }
         };

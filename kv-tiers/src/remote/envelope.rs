@@ -11,6 +11,7 @@
 //! The same fields as a record of the NVMe log without its place. A name proves nothing: only a header that
 //! repeats what was asked for, and a payload that has its checksum, lead to a [`Verified`].
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytemuck::{Pod, Zeroable};
@@ -19,6 +20,7 @@ use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
 use kv_core::units::{Epoch, Generation};
 use kv_core::{Mismatch, RecordIdentity, Verified, payload_checksum};
 
+use super::buffers::{Buffer, Buffers};
 use super::{Coding, Put, RemoteError};
 use crate::codec::{Codec, Elements};
 use crate::wire::{CODEC_RAW, Le32, Le64, VERSION, checked, sealed};
@@ -80,10 +82,11 @@ pub(crate) fn record_bytes(first: &[u8]) -> Option<usize> {
 ///
 /// Done by who calls: the payload is borrowed and must be copied anyway, and encoding it is a copy that writes less.
 /// Another thread would need the copy first, and a queue for it.
-pub(crate) fn encode(put: &Put<'_>) -> (Vec<u8>, Coding) {
+pub(crate) fn encode(put: &Put<'_>, buffers: &Arc<Buffers>) -> (Buffer, Coding) {
     let Put { meta, payload, elements } = put;
     // Room for the header, which is known last.
-    let mut record = vec![0; HEADER];
+    let mut record = buffers.take(HEADER + payload.len());
+    record.resize(HEADER, 0);
     let (mut codec, mut encoded_bytes, mut coding) = (CODEC_RAW, 0, Coding::default());
     if let Some(elements) = elements {
         let start = Instant::now();
@@ -95,7 +98,6 @@ pub(crate) fn encode(put: &Put<'_>) -> (Vec<u8>, Coding) {
         coding = Coding::new(stored, payload.len(), start.elapsed());
     }
     if codec == CODEC_RAW {
-        record.reserve_exact(payload.len());
         record.extend_from_slice(payload);
     }
     let header = sealed(RawHeader {
@@ -120,7 +122,7 @@ pub(crate) fn encode(put: &Put<'_>) -> (Vec<u8>, Coding) {
 
 /// What came back under some name, in one piece or in the order of its chunks. Not to be trusted.
 #[derive(Debug)]
-pub(crate) struct RawRecord(pub(crate) Vec<Vec<u8>>);
+pub(crate) struct RawRecord(pub(crate) Vec<Buffer>);
 
 impl RawRecord {
     /// Copies or decodes the payload to `into` and checks it there, so that what is proven is what will be read. Also
@@ -145,7 +147,7 @@ impl RawRecord {
         if found != *expected {
             return Err(Mismatch::Identity.into());
         }
-        let stored = chunks.iter().map(Vec::len).sum::<usize>() - HEADER;
+        let stored = chunks.iter().map(|chunk| chunk.len()).sum::<usize>() - HEADER;
         let (payload_bytes, encoded_bytes) = (header.payload_bytes.get(), header.encoded_bytes.get());
         let right = match elements {
             None => stored as u64 == payload_bytes && encoded_bytes == 0,
@@ -154,7 +156,7 @@ impl RawRecord {
         if !right || payload_bytes != into.len() as u64 {
             return Err(Mismatch::Length.into());
         }
-        let mut segments: Vec<&[u8]> = chunks.iter().map(Vec::as_slice).collect();
+        let mut segments: Vec<&[u8]> = chunks.iter().map(|chunk| chunk.as_slice()).collect();
         if let Some(first) = segments.first_mut() {
             *first = first.get(HEADER..).unwrap_or_default();
         }
@@ -189,6 +191,11 @@ mod tests {
 
     use super::*;
 
+    fn encode(put: &Put<'_>) -> (Vec<u8>, Coding) {
+        let (record, coding) = super::encode(put, &Arc::default());
+        (record.to_vec(), coding)
+    }
+
     fn meta(n: u8) -> RecordMeta {
         let identity = RecordIdentity {
             namespace: NamespaceId([n; 16]),
@@ -206,7 +213,7 @@ mod tests {
 
     fn read(record: Vec<u8>, chunk: usize, expect: u8, len: usize) -> Result<Vec<u8>, RemoteError> {
         let mut into = vec![0xEE; len];
-        let chunks = record.chunks(chunk).map(<[u8]>::to_vec).collect();
+        let chunks = record.chunks(chunk).map(|chunk| chunk.to_vec().into()).collect();
         let (verified, _) = RawRecord(chunks).verify_into(JobId(9), &meta(expect).identity, &mut into)?;
         assert_eq!(verified.job(), JobId(9));
         Ok(into)

@@ -24,6 +24,7 @@
 //! Names are `version/namespace/epoch/fingerprint/key`, so that what a purge must sweep has one prefix.
 
 mod backend;
+mod buffers;
 mod call;
 mod client;
 mod coding;

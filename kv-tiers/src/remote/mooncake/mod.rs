@@ -130,7 +130,7 @@ impl MooncakeStore {
         let left = deadline.saturating_duration_since(Instant::now());
         let session = ready.recv_timeout(left).map_err(|_| OpenError::Late)??;
         let backend = MooncakeBackend { pool, session: Some(Arc::new(session)) };
-        Ok(Self { client: Client::new(backend, limits), ended: Mutex::new(ended) })
+        Ok(Self { client: Client::new(backend, limits, Arc::default()), ended: Mutex::new(ended) })
     }
 
     /// Closes the store and waits until the library has ended its client, which dropping does not.

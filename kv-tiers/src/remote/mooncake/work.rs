@@ -155,7 +155,7 @@ fn record(
         Ok(len) => {
             let bytes = usize::try_from(len).ok().and_then(|len| lane.bytes().get(room.clone())?.get(..len));
             // More than there is room for is a lie.
-            bytes.map(|bytes| RawRecord(vec![bytes.to_vec()])).ok_or(RemoteError::Server)
+            bytes.map(|bytes| RawRecord(vec![bytes.to_vec().into()])).ok_or(RemoteError::Server)
         }
         Err(_)
             if code == codes::INVALID_PARAMS && session.size(name) > room.len().try_into().unwrap_or(0) =>

@@ -11,19 +11,24 @@
 //! that a call that is late or cancelled can be ended by closing its connection: nothing of it is then left in a
 //! queue behind which others wait, and nothing answers somebody else's question.
 
+mod dial;
 mod lanes;
 mod link;
 mod ops;
+mod request;
+mod sweep;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::{Backend, Call};
+use super::buffers::Buffers;
 use super::client::{Client, remote_store};
 use super::event_loop::EventLoop;
 use super::{Limits, OpenError};
+use dial::Dial;
 use lanes::Lanes;
-use link::Dial;
 
 /// Where the servers are.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,9 +74,11 @@ impl RedisStore {
     /// ```
     pub fn open(config: RedisConfig) -> Result<Self, OpenError> {
         let event_loop = EventLoop::start("kvtier-redis")?;
-        let dial = Dial::new(&config).map_err(|error| OpenError::Address(error.to_string()))?;
+        let buffers = Arc::new(Buffers::default());
+        let dial = Dial::new(&config, Arc::clone(&buffers))
+            .map_err(|error| OpenError::Address(error.to_string()))?;
         let lanes = Arc::new(Lanes::new(dial));
-        Ok(Self(Client::new(RedisBackend { event_loop, lanes, ttl: config.ttl }, config.limits)))
+        Ok(Self(Client::new(RedisBackend { event_loop, lanes, ttl: config.ttl }, config.limits, buffers)))
     }
 }
 

@@ -160,7 +160,7 @@ impl S3Store {
             .with_unsigned_payload(url.starts_with("https://"));
         let store = config.credentials.tell(builder).build().map_err(wrong)?;
         let bucket = Arc::new(Bucket::new(store));
-        Ok(Self(Client::new(S3Backend { event_loop, bucket }, config.limits)))
+        Ok(Self(Client::new(S3Backend { event_loop, bucket }, config.limits, Arc::default())))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload};
@@ -121,7 +122,7 @@ async fn get(requests: &Requests, object: &Path, record_bytes: usize) -> Result<
         let (requests, object) = (requests.clone(), object.clone());
         async move { range(&requests, &object, start as u64..end as u64).await }
     });
-    Ok(RawRecord(all(ranges).await?))
+    Ok(RawRecord(all(ranges).await?.into_iter().map(Into::into).collect()))
 }
 
 /// What an object has there; nothing beyond its end.
@@ -155,9 +156,10 @@ async fn range(
 
 async fn put(requests: &Requests, Store { key, record, writer, reply }: Store) {
     let object = names::object(&key);
+    let record = Bytes::from_owner(record);
     let stored = if record.len() > upload::LARGE {
         let upload = Upload { requests, object: &object, writer, flight: reply.flight().map(Arc::clone) };
-        upload.run(record.into()).await
+        upload.run(record).await
     } else {
         let payload = PutPayload::from(record);
         let once = || requests.bucket.store.put(&object, payload.clone());
