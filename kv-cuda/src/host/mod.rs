@@ -1,7 +1,9 @@
 //! A device made of ordinary memory and one thread.
 
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle, ThreadId};
 
@@ -95,7 +97,48 @@ struct Shared {
 }
 
 /// The pool's buffers.
-struct Hbm(Vec<Vec<u8>>);
+struct Hbm(Vec<Buffer>);
+
+enum Buffer {
+    Own(Vec<u8>),
+    Borrowed(Borrowed),
+}
+
+/// A buffer of somebody else. References are made only to the fragments of blocks that are copied.
+struct Borrowed {
+    start: NonNull<u8>,
+    len: usize,
+    /// Keeps the buffer allocated.
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: memory without an owning thread, reached under the lock of `Shared::hbm` alone.
+unsafe impl Send for Borrowed {}
+
+impl Buffer {
+    fn bytes(&self, part: Range<usize>) -> &[u8] {
+        match self {
+            Self::Own(bytes) => &bytes[part],
+            Self::Borrowed(buffer) => {
+                assert!(part.start <= part.end && part.end <= buffer.len, "fragments lie in their buffer");
+                // SAFETY: in the buffer (above). Whoever lent it warrants that nobody writes the blocks of a copy
+                // under way.
+                unsafe { std::slice::from_raw_parts(buffer.start.add(part.start).as_ptr(), part.len()) }
+            }
+        }
+    }
+
+    fn bytes_mut(&mut self, part: Range<usize>) -> &mut [u8] {
+        match self {
+            Self::Own(bytes) => &mut bytes[part],
+            Self::Borrowed(buffer) => {
+                assert!(part.start <= part.end && part.end <= buffer.len, "fragments lie in their buffer");
+                // SAFETY: as in `bytes`, and nobody reads them either.
+                unsafe { std::slice::from_raw_parts_mut(buffer.start.add(part.start).as_ptr(), part.len()) }
+            }
+        }
+    }
+}
 
 impl Hbm {
     /// Zeroed, like memory that no kernel has written.
@@ -105,7 +148,7 @@ impl Hbm {
             let mut buffer = Vec::new();
             buffer.try_reserve_exact(bytes).map_err(|_| DeviceError::OutOfMemory { buffers, bytes })?;
             buffer.resize(bytes, 0);
-            Ok(buffer)
+            Ok(Buffer::Own(buffer))
         };
         (0..buffers).map(buffer).collect::<Result<_, _>>().map(Self)
     }
@@ -115,7 +158,8 @@ impl Hbm {
         let (mut rest, mut done) = (block, 0);
         for fragment in from {
             let (piece, tail) = rest.split_at_mut(fragment.len);
-            piece.copy_from_slice(&self.0[fragment.buffer as usize][fragment.offset..][..fragment.len]);
+            let part = fragment.offset..fragment.offset + fragment.len;
+            piece.copy_from_slice(self.0[fragment.buffer as usize].bytes(part));
             rest = tail;
             done += fragment.len;
         }
@@ -133,8 +177,9 @@ impl Hbm {
         for fragment in to {
             let (start, end) = (at.max(part.start), (at + fragment.len).min(part.end));
             if start < end {
-                let device = &mut self.0[fragment.buffer as usize][fragment.offset + start - at..];
-                device[..end - start].copy_from_slice(&block[start..end]);
+                let first = fragment.offset + start - at;
+                let device = self.0[fragment.buffer as usize].bytes_mut(first..first + end - start);
+                device.copy_from_slice(&block[start..end]);
                 done += end - start;
             }
             at += fragment.len;
@@ -212,7 +257,41 @@ impl HostDevice {
         host: Arc<dyn HostMemory>,
         sink: Arc<dyn CompletionSink>,
     ) -> Result<Self, DeviceError> {
-        let hbm = Mutex::new(Hbm::new(&placement)?);
+        Self::on(placement, Hbm::new(&placement)?, host, sink)
+    }
+
+    /// The same on tensors of a runtime: `buffers` has the first byte of each buffer, as the placement numbers them.
+    /// `owner` is kept as long as the device is: what keeps the tensors allocated goes in there.
+    ///
+    /// # Safety
+    /// Each buffer has [`Placement::buffer_bytes`] readable and writable bytes for as long as `owner` is kept. From the
+    /// submission of a copy to its completion nobody else writes its device block, and if it copies to the device
+    /// nobody else reads it.
+    ///
+    /// # Errors
+    /// [`DeviceError::WrongBuffers`] or [`DeviceError::Thread`].
+    pub unsafe fn borrow(
+        placement: Placement,
+        buffers: &[NonNull<u8>],
+        owner: Arc<dyn Any + Send + Sync>,
+        host: Arc<dyn HostMemory>,
+        sink: Arc<dyn CompletionSink>,
+    ) -> Result<Self, DeviceError> {
+        if buffers.len() != placement.buffers() as usize {
+            return Err(DeviceError::WrongBuffers { found: buffers.len(), expected: placement.buffers() });
+        }
+        let len = placement.buffer_bytes();
+        let lend = |&start| Buffer::Borrowed(Borrowed { start, len, _owner: Arc::clone(&owner) });
+        Self::on(placement, Hbm(buffers.iter().map(lend).collect()), host, sink)
+    }
+
+    fn on(
+        placement: Placement,
+        hbm: Hbm,
+        host: Arc<dyn HostMemory>,
+        sink: Arc<dyn CompletionSink>,
+    ) -> Result<Self, DeviceError> {
+        let hbm = Mutex::new(hbm);
         let (queue, changed) = (Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { placement, hbm, host, sink, queue, changed });
         let worker = thread::Builder::new().name("kvtier-host-device".into());
