@@ -56,6 +56,9 @@ pub enum OpenError {
         /// Bytes that are enough.
         needed: u64,
     },
+    /// More blocks than 32 bits can name.
+    #[error("host_bytes is room for {0} blocks; at most {max} can be named", max = u32::MAX - 1)]
+    TooManyBlocks(u64),
     /// The directory cannot be used.
     #[error("{}: {source}", path.display())]
     Directory {
@@ -518,7 +521,7 @@ fn slots(config: &StoreConfig) -> Result<u32, OpenError> {
         let needed = bytes.saturating_mul(FEWEST_SLOTS);
         return Err(OpenError::HostBytes { host_bytes: config.host_bytes, slots, needed });
     }
-    Ok(u32::try_from(slots).unwrap_or(u32::MAX - 1))
+    u32::try_from(slots).ok().filter(|slots| *slots < u32::MAX).ok_or(OpenError::TooManyBlocks(slots))
 }
 
 /// The directory of the log, made if it is not there.
