@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[allow(non_camel_case_types, non_upper_case_globals, dead_code, unreachable_pub, missing_docs)]
+#[rustfmt::skip] // as bindgen writes it
 #[path = "abi/header.rs"]
 mod header;
 mod library;

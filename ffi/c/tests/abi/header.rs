@@ -49,7 +49,11 @@ pub const kvtier_status_KVTIER_REENTERED: kvtier_status = 13;
 pub const kvtier_status_KVTIER_TOO_SMALL: kvtier_status = 14;
 pub type kvtier_status = u32;
 pub type kvtier_log_callback = ::core::option::Option<
-    unsafe extern "C" fn(user: *mut ::core::ffi::c_void, level: u32, message: *const ::core::ffi::c_char),
+    unsafe extern "C" fn(
+        user: *mut ::core::ffi::c_void,
+        level: u32,
+        message: *const ::core::ffi::c_char,
+    ),
 >;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -205,7 +209,10 @@ unsafe extern "C" {
     ) -> kvtier_status;
 }
 unsafe extern "C" {
-    pub fn kvtier_store_open(config: *const kvtier_store_config, store: *mut kvtier_store) -> kvtier_status;
+    pub fn kvtier_store_open(
+        config: *const kvtier_store_config,
+        store: *mut kvtier_store,
+    ) -> kvtier_status;
 }
 unsafe extern "C" {
     pub fn kvtier_store_close(store: kvtier_store, timeout_ns: u64) -> kvtier_status;
@@ -249,7 +256,10 @@ unsafe extern "C" {
     ) -> kvtier_status;
 }
 unsafe extern "C" {
-    pub fn kvtier_store_stats(store: kvtier_store, stats: *mut kvtier_stats) -> kvtier_status;
+    pub fn kvtier_store_stats(
+        store: kvtier_store,
+        stats: *mut kvtier_stats,
+    ) -> kvtier_status;
 }
 unsafe extern "C" {
     pub fn kvtier_store_stats_json(
@@ -260,7 +270,10 @@ unsafe extern "C" {
     ) -> kvtier_status;
 }
 unsafe extern "C" {
-    pub fn kvtier_ticket_poll(ticket: kvtier_ticket, result: *mut kvtier_result) -> kvtier_status;
+    pub fn kvtier_ticket_poll(
+        ticket: kvtier_ticket,
+        result: *mut kvtier_result,
+    ) -> kvtier_status;
 }
 unsafe extern "C" {
     pub fn kvtier_ticket_wait(
@@ -270,7 +283,11 @@ unsafe extern "C" {
     ) -> kvtier_status;
 }
 unsafe extern "C" {
-    pub fn kvtier_ticket_statuses(ticket: kvtier_ticket, statuses: *mut u8, count: u64) -> kvtier_status;
+    pub fn kvtier_ticket_statuses(
+        ticket: kvtier_ticket,
+        statuses: *mut u8,
+        count: u64,
+    ) -> kvtier_status;
 }
 unsafe extern "C" {
     pub fn kvtier_ticket_cancel(ticket: kvtier_ticket) -> kvtier_status;
@@ -279,7 +296,11 @@ unsafe extern "C" {
     pub fn kvtier_ticket_release(ticket: kvtier_ticket) -> kvtier_status;
 }
 unsafe extern "C" {
-    pub fn kvtier_ticket_wait_layer(ticket: kvtier_ticket, layer: u32, timeout_ns: u64) -> kvtier_status;
+    pub fn kvtier_ticket_wait_layer(
+        ticket: kvtier_ticket,
+        layer: u32,
+        timeout_ns: u64,
+    ) -> kvtier_status;
 }
 unsafe extern "C" {
     pub fn kvtier_ticket_hold_layer(

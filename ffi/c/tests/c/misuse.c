@@ -1,5 +1,6 @@
 /* What must not be done: each gives a status, and the store works as before. */
 #include <limits.h>
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -235,8 +236,49 @@ static void after_fork(kvtier_store store, kvtier_ticket ticket)
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* What other threads get while the store is closed under them: it works, it is busy, or it is closed. */
+static void *hammer(void *argument)
+{
+    kvtier_store store = *(kvtier_store *)argument;
+    test_batch t;
+    make_batch(&t, 1000, 16);
+    uint64_t served = 0;
+    for (int i = 0;; i++) {
+        kvtier_ticket ticket = {0};
+        uint64_t prefix = 0;
+        uint32_t status = kvtier_store_exists(store, &t.batch, NULL, &prefix);
+        if (status == KVTIER_OK)
+            status = i % 3 ? kvtier_store_get(store, &t.batch, &ticket) : kvtier_store_put(store, &t.batch, &ticket);
+        if (status == KVTIER_INVALID_HANDLE || status == KVTIER_CLOSED) break;
+        CHECK(status == KVTIER_OK || status == KVTIER_BUSY);
+        if (status == KVTIER_OK) {
+            if (i % 5 == 0) OK(kvtier_ticket_cancel(ticket));
+            uint32_t released = kvtier_ticket_release(ticket);
+            CHECK(released == KVTIER_OK || released == KVTIER_BUSY);
+            if (released == KVTIER_BUSY) served += finish(ticket).done;
+        }
+        /* Reads and writes carry the same bytes, so these are right at all times. */
+        CHECK(t.memory[5 * BLOCK + 77] == byte_of(1005, 77));
+    }
+    free(t.memory);
+    return (void *)(uintptr_t)served;
+}
+
+static void other_threads(void)
+{
+    for (int round = 0; round < 5; round++) {
+        kvtier_store store = open_store(NULL, KVTIER_DURABILITY_WRITE_BEHIND);
+        pthread_t threads[6];
+        for (int i = 0; i < 6; i++) CHECK(pthread_create(&threads[i], NULL, hammer, &store) == 0);
+        usleep(30000);
+        OK(kvtier_store_close(store, 60 * SECOND));
+        for (int i = 0; i < 6; i++) CHECK(pthread_join(threads[i], NULL) == 0);
+    }
+}
+
 int main(void)
 {
+    other_threads();
     configurations();
     kvtier_store store = open_store(NULL, KVTIER_DURABILITY_WRITE_BEHIND);
     garbage_handles(store);
