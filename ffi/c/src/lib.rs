@@ -9,6 +9,7 @@
 //!
 //! Function by function the documentation is in the header, `include/kvtier.h`.
 
+mod batch;
 mod constants;
 mod entry;
 mod general;

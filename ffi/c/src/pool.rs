@@ -10,6 +10,7 @@ use kv_core::units::Tokens;
 use kv_cuda::driver::RuntimeStream;
 use kvtier_ffi::pool::{PoolConfig, PoolDevice};
 
+use crate::batch::{blocks, submit};
 use crate::constants::{
     DEVICE_HOST, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_FP8_E4M3, DTYPE_FP8_E5M2, ORDER_HND, ORDER_NHD,
     OWN_BUFFER,
@@ -17,7 +18,6 @@ use crate::constants::{
 use crate::entry::entry;
 use crate::handle::{self, Entry};
 use crate::status::{Failure, Status};
-use crate::store::{blocks, submit};
 use crate::structs::{array, give, out, read};
 use crate::types::{BatchC, PoolConfigC, PoolHandle, StoreHandle, TicketHandle};
 
