@@ -14,7 +14,10 @@ MOONCAKE := .tools/mooncake-$(MOONCAKE_VERSION)
 # Its own folder: other flags than the usual release build, which would be built anew every time.
 GPU_BUILD := target/gpu
 
-.PHONY: help demo test asan bench gpu lint soak kernels kernels-check mooncake
+# Where `make ffi` installs the header, the libraries and the pkg-config file.
+PREFIX ?= dist/ffi
+
+.PHONY: help demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -38,7 +41,7 @@ ASAN := RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --locked --no
 # On the fake driver without the search for leaks: what a hung GPU may still write is left on purpose, and the
 # tests ask the driver itself what is left in it.
 asan: ## Run the tests of the parts with unsafe code, and the simulation, under AddressSanitizer
-	ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN) -p kv-tiers -p kv-cuda --tests
+	ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN) -p kv-tiers -p kv-cuda -p kvtier-ffi --tests
 	ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN) -p kvtier-tests \
 		--test crash --test faults --test replay --test simulation --test stress
 	ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 $(ASAN) -p kvtier-tests \
@@ -64,13 +67,24 @@ gpu: ## Build dist/gpu for any NVIDIA machine: copy it there and run run.sh (no 
 	cp $(GPU_BUILD)/release/kvtier benches/gpu/run.sh dist/gpu/
 	@du -h dist/gpu/kvtier
 
+ffi: ## Build the C ABI and install it into PREFIX (dist/ffi): header, libraries, pkg-config file
+	cargo build --release --locked -p kvtier-c
+	ffi/c/install.sh $${CARGO_TARGET_DIR:-target}/release/libkvtier.a \
+		$$(cargo pkgid --locked -p kvtier-c | sed 's/.*[#@]//') $(abspath $(PREFIX))
+
+header: $(KERNEL_TOOLS) ## Write kvtier.h and what bindgen reads in it
+	cargo run -q -p kvtier-header --locked -- write $(KERNEL_TOOLS)
+
+header-check: $(KERNEL_TOOLS) ## Check that kvtier.h is current
+	cargo run -q -p kvtier-header --locked -- check $(KERNEL_TOOLS)
+
 kernels: $(KERNEL_TOOLS) ## Compile the CUDA kernels and write what is generated from them
 	cargo run -q -p kvtier-kernels --locked -- write $(KERNEL_TOOLS)
 
 kernels-check: $(KERNEL_TOOLS) ## Check that what is generated from the CUDA kernels is current
 	cargo run -q -p kvtier-kernels --locked -- check $(KERNEL_TOOLS)
 
-lint: $(DENY) kernels-check ## Check format, lints, docs, licences and sources of dependencies
+lint: $(DENY) kernels-check header-check ## Check format, lints, docs, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
@@ -111,7 +125,7 @@ redis:
 	fi; \
 	echo "no redis-server or no openssl: the tests of the remote tier will fail (install both packages)" >&2
 
-# The kernels' tests compile them for the host.
+# The kernels' tests compile them for the host; those of the C ABI compile programs against it.
 .PHONY: cxx
 cxx:
 	@command -v $${CXX:-c++} >/dev/null && exit 0; \
@@ -119,7 +133,7 @@ cxx:
 		echo "installing g++"; \
 		(apt-get install -y -q g++ || { apt-get update -q && apt-get install -y -q g++; }) >/dev/null 2>&1 && exit 0; \
 	fi; \
-	echo "no C++ compiler: the tests of the kernels will fail (install the package g++, or set CXX)" >&2
+	echo "no C++ compiler: the tests of the kernels and of the C ABI will fail (install the package g++, or set CXX)" >&2
 
 # What the package's libraries need, and the interpreter as a shared library: the tests' client runs in it.
 MOONCAKE_PACKAGES = libibverbs1 libnuma1 libcurl4 \

@@ -92,6 +92,14 @@ pub enum DeviceError {
         /// Bytes of each.
         bytes: usize,
     },
+    /// Not as many buffers as the placement has.
+    #[error("{found} buffers were given, the placement has {expected}")]
+    WrongBuffers {
+        /// As given.
+        found: usize,
+        /// As the placement says.
+        expected: u32,
+    },
     /// The operating system gave no thread.
     #[error("cannot start the device's thread: {0}")]
     Thread(#[source] std::io::Error),

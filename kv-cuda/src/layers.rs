@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kv_core::job::TransferError;
 use parking_lot::{Condvar, Mutex};
@@ -41,7 +42,15 @@ impl LayerProgress {
     /// Why it never will. [`TransferError::Down`] also for a layer that the load does not have.
     pub fn wait(&self, layer: u32) -> Result<(), TransferError> {
         self.group_of(layer)?;
-        self.until(layer, |_| None::<()>).map(drop)
+        self.until(layer, None, |_| None::<()>).map_or(Ok(()), |arrived| arrived.map(drop))
+    }
+
+    /// [`LayerProgress::wait`] until `end` at the latest; `None` if the layer had not arrived by then.
+    pub fn wait_until(&self, layer: u32, end: Instant) -> Option<Result<(), TransferError>> {
+        match self.group_of(layer) {
+            Ok(_) => self.until(layer, Some(end), |_| None::<()>).map(|arrived| arrived.map(drop)),
+            Err(error) => Some(Err(error)),
+        }
     }
 
     /// Lets work that is queued in `stream` from now on wait for a layer, on the GPU. Blocks the calling
@@ -55,28 +64,69 @@ impl LayerProgress {
     /// Why the layer will not arrive, as far as it is known by now. A load can also fail after this; its
     /// completions say so, and the blocks then hold anything.
     pub unsafe fn hold(&self, layer: u32, stream: RuntimeStream) -> Result<(), TransferError> {
-        let group = self.group_of(layer)?;
-        match self.until(layer, |state| state.queued.get(group).cloned())? {
+        // SAFETY: the caller's word.
+        unsafe { self.hold_by(layer, stream, None) }.unwrap_or(Ok(()))
+    }
+
+    /// [`LayerProgress::hold`], blocking the calling thread until `end` at the latest; `None` if the copy of the
+    /// layer had not been queued by then.
+    ///
+    /// # Safety
+    /// As for [`LayerProgress::hold`].
+    pub unsafe fn hold_until(
+        &self,
+        layer: u32,
+        stream: RuntimeStream,
+        end: Instant,
+    ) -> Option<Result<(), TransferError>> {
+        // SAFETY: the caller's word.
+        unsafe { self.hold_by(layer, stream, Some(end)) }
+    }
+
+    /// # Safety
+    /// As for [`LayerProgress::hold`].
+    unsafe fn hold_by(
+        &self,
+        layer: u32,
+        stream: RuntimeStream,
+        end: Option<Instant>,
+    ) -> Option<Result<(), TransferError>> {
+        let group = match self.group_of(layer) {
+            Ok(group) => group,
+            Err(error) => return Some(Err(error)),
+        };
+        let queued = self.until(layer, end, |state| state.queued.get(group).cloned())?;
+        Some(queued.and_then(|event| match event {
             // SAFETY: the caller answers for the stream.
             Some(event) => unsafe { event.hold_runtime(stream) }.map_err(|_| TransferError::Down),
             None => Ok(()),
-        }
+        }))
     }
 
-    /// Blocks until a layer has arrived (`None`), `found` finds something, or the load has failed.
-    fn until<T>(&self, layer: u32, found: impl Fn(&State) -> Option<T>) -> Result<Option<T>, TransferError> {
+    /// Blocks until a layer has arrived (`Ok(None)`), `found` finds something, the load has failed, or `end` has
+    /// come (`None`).
+    fn until<T>(
+        &self,
+        layer: u32,
+        end: Option<Instant>,
+        found: impl Fn(&State) -> Option<T>,
+    ) -> Option<Result<Option<T>, TransferError>> {
         let mut state = self.state.lock();
         loop {
             if state.arrived > layer {
-                return Ok(None);
+                return Some(Ok(None));
             }
             if let Some(error) = state.failed {
-                return Err(error);
+                return Some(Err(error));
             }
             if let Some(found) = found(&state) {
-                return Ok(Some(found));
+                return Some(Ok(Some(found)));
             }
-            self.changed.wait(&mut state);
+            match end {
+                None => self.changed.wait(&mut state),
+                Some(end) if Instant::now() >= end => return None,
+                Some(end) => drop(self.changed.wait_until(&mut state, end)),
+            }
         }
     }
 

@@ -101,6 +101,28 @@ impl Planner {
         self.prepare_segment(out);
     }
 
+    /// Means to write every block of host RAM that NVMe lacks, not only those near eviction: before a shutdown.
+    /// Admission still has its say. [`Planner::unwritten`] tells how far it has come.
+    pub fn write_back_all(&mut self, now: Nanos, out: &mut Outbox) {
+        if self.log.is_none() || self.closing {
+            return;
+        }
+        self.to_write.clear();
+        let (index, to_write) = (&self.index, &mut self.to_write);
+        self.host.coldest(usize::MAX, &mut |slot, node| {
+            if index.slot(node, Tier::Nvme).is_none() {
+                to_write.push_back((slot, node));
+            }
+        });
+        self.write_behind(now, out);
+    }
+
+    /// Blocks that write-behind means to write or is writing.
+    #[must_use]
+    pub fn unwritten(&self) -> usize {
+        self.to_write.len() + self.write_backs as usize
+    }
+
     /// Looks for blocks to write at the cold end of the host tier. A block gets nearer to that end only when
     /// others are used or come in, so a quarter of the window may be touched before another look is needed:
     /// a look at 4 blocks per block touched, whatever the sizes.

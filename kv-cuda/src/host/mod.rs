@@ -1,7 +1,10 @@
 //! A device made of ordinary memory and one thread.
 
+mod hbm;
+
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle, ThreadId};
 
@@ -14,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::device::{BlockCopy, BlockDigest, Checks, Device, DeviceError, Direction};
 use crate::layers::LayerProgress;
 use crate::memory::HostMemory;
+use hbm::Hbm;
 
 /// The stand-in for a GPU: its "HBM" is heap memory, its copy engine a thread that gathers and scatters
 /// the same fragments as a GPU would. It tells nothing about speed.
@@ -94,55 +98,6 @@ struct Shared {
     changed: Condvar,
 }
 
-/// The pool's buffers.
-struct Hbm(Vec<Vec<u8>>);
-
-impl Hbm {
-    /// Zeroed, like memory that no kernel has written.
-    fn new(placement: &Placement) -> Result<Self, DeviceError> {
-        let (buffers, bytes) = (placement.buffers(), placement.buffer_bytes());
-        let buffer = |_| {
-            let mut buffer = Vec::new();
-            buffer.try_reserve_exact(bytes).map_err(|_| DeviceError::OutOfMemory { buffers, bytes })?;
-            buffer.resize(bytes, 0);
-            Ok(buffer)
-        };
-        (0..buffers).map(buffer).collect::<Result<_, _>>().map(Self)
-    }
-
-    /// Device to page-first order. Returns the number of bytes copied.
-    fn gather(&self, from: Fragments, block: &mut [u8]) -> usize {
-        let (mut rest, mut done) = (block, 0);
-        for fragment in from {
-            let (piece, tail) = rest.split_at_mut(fragment.len);
-            piece.copy_from_slice(&self.0[fragment.buffer as usize][fragment.offset..][..fragment.len]);
-            rest = tail;
-            done += fragment.len;
-        }
-        done
-    }
-
-    /// Page-first to device order. Returns the number of bytes copied.
-    fn scatter(&mut self, block: &[u8], to: Fragments) -> usize {
-        self.scatter_part(block, 0..block.len(), to)
-    }
-
-    /// The same for some of the block's bytes.
-    fn scatter_part(&mut self, block: &[u8], part: Range<usize>, to: Fragments) -> usize {
-        let (mut at, mut done) = (0, 0);
-        for fragment in to {
-            let (start, end) = (at.max(part.start), (at + fragment.len).min(part.end));
-            if start < end {
-                let device = &mut self.0[fragment.buffer as usize][fragment.offset + start - at..];
-                device[..end - start].copy_from_slice(&block[start..end]);
-                done += end - start;
-            }
-            at += fragment.len;
-        }
-        done
-    }
-}
-
 /// What one turn of the copying thread does.
 enum Work {
     Block(BlockCopy),
@@ -212,7 +167,41 @@ impl HostDevice {
         host: Arc<dyn HostMemory>,
         sink: Arc<dyn CompletionSink>,
     ) -> Result<Self, DeviceError> {
-        let hbm = Mutex::new(Hbm::new(&placement)?);
+        Self::on(placement, Hbm::new(&placement)?, host, sink)
+    }
+
+    /// The same on tensors of a runtime: `buffers` has the first byte of each buffer, as the placement numbers them.
+    /// `owner` is kept as long as the device is: what keeps the tensors allocated goes in there.
+    ///
+    /// # Safety
+    /// Each buffer has [`Placement::buffer_bytes`] readable and writable bytes for as long as `owner` is kept. From the
+    /// submission of a copy to its completion nobody else writes its device block, and if it copies to the device
+    /// nobody else reads it.
+    ///
+    /// # Errors
+    /// [`DeviceError::WrongBuffers`] or [`DeviceError::Thread`].
+    pub unsafe fn borrow(
+        placement: Placement,
+        buffers: &[NonNull<u8>],
+        owner: Arc<dyn Any + Send + Sync>,
+        host: Arc<dyn HostMemory>,
+        sink: Arc<dyn CompletionSink>,
+    ) -> Result<Self, DeviceError> {
+        if buffers.len() != placement.buffers() as usize {
+            return Err(DeviceError::WrongBuffers { found: buffers.len(), expected: placement.buffers() });
+        }
+        // SAFETY: the caller's word; used by this device alone, under one lock.
+        let hbm = unsafe { Hbm::borrow(&placement, buffers, &owner) };
+        Self::on(placement, hbm, host, sink)
+    }
+
+    fn on(
+        placement: Placement,
+        hbm: Hbm,
+        host: Arc<dyn HostMemory>,
+        sink: Arc<dyn CompletionSink>,
+    ) -> Result<Self, DeviceError> {
+        let hbm = Mutex::new(hbm);
         let (queue, changed) = (Mutex::default(), Condvar::new());
         let shared = Arc::new(Shared { placement, hbm, host, sink, queue, changed });
         let worker = thread::Builder::new().name("kvtier-host-device".into());

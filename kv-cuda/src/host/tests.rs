@@ -222,7 +222,7 @@ proptest! {
             for ((buffer, index), expected) in
                 naive(&pool, &axes, block).into_iter().zip(content(block).chunks(vector_bytes))
             {
-                prop_assert_eq!(&hbm.0[buffer][index * vector_bytes..][..vector_bytes], expected);
+                prop_assert_eq!(hbm.0[buffer].bytes(index * vector_bytes..(index + 1) * vector_bytes), expected);
             }
         }
 
@@ -269,7 +269,11 @@ fn padding_is_left_alone() {
     for block in 0..2 {
         device.upload(SlotId(block), &vec![0xff; layout.bytes_per_block()]).unwrap();
     }
-    let written = device.shared.hbm.lock().0[0].iter().filter(|&&byte| byte == 0xff).count();
+    let written = device.shared.hbm.lock().0[0]
+        .bytes(0..device.placement().buffer_bytes())
+        .iter()
+        .filter(|&&byte| byte == 0xff)
+        .count();
     assert_eq!(written, 2 * layout.bytes_per_block());
 }
 
