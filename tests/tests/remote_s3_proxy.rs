@@ -167,7 +167,7 @@ fn what_hangs_is_bounded() {
         parent: kv_core::key::BlockKey::ROOT,
         depth: 0,
     };
-    let puts = [kv_tiers::remote::Put { meta, payload: &payload }];
+    let puts = [kv_tiers::remote::Put { meta, payload: &payload, elements: None }];
     let calls: Vec<_> = (0..100).map(|_| store.put(&puts, soon())).collect();
     // Nine records of a mebibyte and their headers fit ten mebibytes.
     assert_eq!(store.in_flight(), InFlight { calls: 9, bytes: 9 * ((1 << 20) + 128) });

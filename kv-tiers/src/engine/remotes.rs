@@ -6,7 +6,8 @@
 //!                                     AnswerSink ◄── bytes copied to their slots and verified ◄── a worker ┘
 //! ```
 //!
-//! A few workers serve all stores: none of them ever waits for a store, only for work.
+//! A few workers serve all stores: none of them ever waits for a store, only for work. What is asked for its answer has
+//! it, or is left.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -300,13 +301,17 @@ impl Shared {
         let over = flying.deadline <= Instant::now();
         let Some(call) = flying.call.take() else { return };
         let answer = match call {
-            Call::Exists(pending) => RemoteAnswer::Exists(prefix(&pending.wait())),
+            Call::Exists(pending) => RemoteAnswer::Exists(prefix(&pending.at_once().wait())),
             Call::Put(pending) => RemoteAnswer::Put(
-                pending.wait().into_iter().map(|r| r.map_err(TransferError::from)).collect(),
+                pending.at_once().wait().into_iter().map(|r| r.map_err(TransferError::from)).collect(),
             ),
             Call::Get { reads, first, hedge, second } => match (second, hedge) {
-                (None, Some(hedge)) if !first.is_done() && !over => {
+                (None, Some(hedge)) if !first.is_done() && !over && hedge.at <= Instant::now() => {
                     return self.ask_second(n, flying, reads, first, hedge);
+                }
+                (None, hedge) if !first.is_done() && !over => {
+                    // Somebody woke for nothing.
+                    return self.wait_on(n, flying, Call::Get { reads, first, hedge, second: None });
                 }
                 (None, _) => self.fetched(&reads, first, flying.remote),
                 (Some(second), Some(hedge)) if !first.is_done() && second.is_done() => {
@@ -330,7 +335,6 @@ impl Shared {
                     }
                 }
                 (Some(second), _) if !over => {
-                    // Neither is there: somebody woke for nothing.
                     let call = Call::Get { reads, first, hedge, second: Some(second) };
                     return self.wait_on(n, flying, call);
                 }
@@ -374,7 +378,7 @@ impl Shared {
             (read.job, unsafe { self.arena.payload_mut(read.host) })
         };
         let mut into: Vec<_> = reads.iter().map(destination).collect();
-        let (results, coding) = pending.wait_into_measured(&mut into);
+        let (results, coding) = pending.at_once().wait_into_measured(&mut into);
         let there = results.iter().filter(|result| result.is_ok()).count();
         let wire = coding.stored(Bytes((there * self.arena.payload_bytes()) as u64));
         let jobs = reads.iter().map(|read| read.job);
@@ -408,5 +412,142 @@ fn failed(op: &RemoteOp, error: TransferError) -> RemoteAnswer {
             by: RemoteId(0),
         },
         RemoteOp::Put(writes) => RemoteAnswer::Put(vec![Err(error); writes.len()]),
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use kv_core::RecordIdentity;
+    use kv_core::ids::SlotId;
+    use kv_core::job::{HedgePlan, RecordMeta};
+    use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
+    use kv_core::units::{Epoch, Generation};
+
+    use super::*;
+    use crate::arena::ArenaConfig;
+    use crate::remote::hung::HungStore;
+    use crate::remote::{FsStore, Limits};
+
+    const BLOCK: usize = 1000;
+    const LONG: Duration = Duration::from_secs(600);
+
+    struct Told(Mutex<Sender<(JobId, RemoteAnswer)>>);
+
+    impl AnswerSink for Told {
+        fn answered(&self, job: JobId, answer: RemoteAnswer) {
+            self.0.lock().send((job, answer)).unwrap();
+        }
+    }
+
+    fn identity(n: u8) -> RecordIdentity {
+        RecordIdentity {
+            namespace: NamespaceId([1; 16]),
+            epoch: Epoch(0),
+            fingerprint: Fingerprint([2; 16]),
+            key: BlockKey::from_bytes([n; 16]),
+            generation: Generation(0),
+        }
+    }
+
+    fn start(
+        stores: Vec<Arc<dyn RemoteStore>>,
+    ) -> (RemoteHands, Arc<Arena>, Receiver<(JobId, RemoteAnswer)>) {
+        let arena = Arena::new(ArenaConfig::new(8, BLOCK)).unwrap();
+        let (tell, told) = channel();
+        let stores = stores.into_iter().map(|store| Remote { store, elements: None }).collect();
+        let sink = Arc::new(Told(Mutex::new(tell)));
+        (RemoteHands::start(stores, arena.clone(), Instant::now(), sink).unwrap(), arena, told)
+    }
+
+    fn job(id: u64, op: RemoteOp, ms: u64) -> RemoteJob {
+        let deadline = Nanos::from_millis(ms);
+        RemoteJob { id: JobId(id), remote: RemoteId(0), op, deadline, urgency: Urgency::Demand }
+    }
+
+    fn reads(count: u8) -> Vec<RemoteRead> {
+        let read = |n| RemoteRead {
+            job: JobId(100 + u64::from(n)),
+            expect: identity(n),
+            host: SlotId(u32::from(n)),
+        };
+        (0..count).map(read).collect()
+    }
+
+    /// Blocks 0 to 2, on a file system.
+    fn good(dir: &std::path::Path) -> Arc<dyn RemoteStore> {
+        let store = FsStore::open(dir, Limits::default()).unwrap();
+        for n in 0..3 {
+            let meta = RecordMeta { identity: identity(n), parent: BlockKey::ROOT, depth: u32::from(n) };
+            let put = Put { meta, payload: &[n; BLOCK], elements: None };
+            assert_eq!(store.put(&[put], Instant::now() + LONG).wait(), [Ok(())]);
+        }
+        Arc::new(store)
+    }
+
+    #[test]
+    fn a_second_store_is_asked_when_the_first_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hands, arena, told) = start(vec![HungStore::open(), good(dir.path())]);
+        let hedge = HedgePlan { remote: RemoteId(1), after: Nanos::from_millis(5) };
+        let get = RemoteOp::Get { reads: reads(3), hedge: Some(hedge) };
+        assert!(hands.submit(vec![job(1, get, 600_000)]).is_empty());
+        let (id, answer) = told.recv_timeout(LONG).unwrap();
+        let RemoteAnswer::Get { blocks, by, .. } = answer else { panic!("{answer:?}") };
+        assert_eq!((id, by, blocks.len()), (JobId(1), RemoteId(1), 3));
+        for (n, (read, result)) in (0..).zip(blocks) {
+            assert_eq!(result.unwrap().job(), read);
+            // SAFETY: the answer is there: nobody writes the slot any more.
+            assert!(unsafe { arena.payload(SlotId(n)) }.iter().all(|byte| u32::from(*byte) == n));
+        }
+    }
+
+    #[test]
+    fn a_second_store_that_lacks_a_block_does_not_end_the_wait_for_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hands, _, told) = start(vec![HungStore::open(), good(dir.path())]);
+        let hedge = HedgePlan { remote: RemoteId(1), after: Nanos::from_millis(1) };
+        let get = RemoteOp::Get { reads: reads(4), hedge: Some(hedge) };
+        assert!(hands.submit(vec![job(1, get, 200)]).is_empty());
+        let (_, answer) = told.recv_timeout(LONG).unwrap();
+        let RemoteAnswer::Get { blocks, by, .. } = answer else { panic!("{answer:?}") };
+        assert_eq!(by, RemoteId(0));
+        assert!(blocks.iter().all(|(_, result)| *result == Err(TransferError::Late)), "{blocks:?}");
+    }
+
+    #[test]
+    fn calls_to_a_hung_store_are_left_at_their_deadline_and_others_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hands, _, told) = start(vec![HungStore::open(), good(dir.path())]);
+        let identities: Vec<_> = (0..4).map(identity).collect();
+        let put = RemoteWrite {
+            host: SlotId(7),
+            record: RecordMeta { identity: identity(9), parent: BlockKey::ROOT, depth: 0 },
+        };
+        // More than there are workers.
+        let hung = (0..8).map(|n| job(n, RemoteOp::Exists(identities.clone()), 600_000));
+        assert!(hands.submit(hung.collect()).is_empty());
+        assert!(hands.submit(vec![job(8, RemoteOp::Put(vec![put]), 30)]).is_empty());
+        let (id, answer) = told.recv_timeout(LONG).unwrap();
+        assert!(
+            matches!((id, &answer), (JobId(8), RemoteAnswer::Put(r)) if r[..] == [Err(TransferError::Late)])
+        );
+        let other = RemoteJob { remote: RemoteId(1), ..job(9, RemoteOp::Exists(identities), 600_000) };
+        assert!(hands.submit(vec![other]).is_empty());
+        let (id, answer) = told.recv_timeout(LONG).unwrap();
+        assert!(matches!((id, &answer), (JobId(9), RemoteAnswer::Exists(Ok(3)))), "{answer:?}");
+        // Whoever closes leaves those that hang, and each is told.
+        hands.close();
+        let late: Vec<_> = told.try_iter().collect();
+        assert_eq!(late.len(), 8);
+        assert!(
+            late.iter().all(|(_, a)| matches!(a, RemoteAnswer::Exists(Err(TransferError::Late)))),
+            "{late:?}"
+        );
+        let refused = hands.submit(vec![job(10, RemoteOp::Exists(Vec::new()), 600_000)]);
+        assert_eq!(refused, [(JobId(10), TransferError::Down)]);
     }
 }

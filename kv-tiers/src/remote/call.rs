@@ -130,6 +130,8 @@ pub struct Pending<T> {
     counters: Arc<Counters>,
     /// How a success is counted.
     served: fn(&Counters, &T),
+    /// Whether to wait for what is missing.
+    patient: bool,
 }
 
 impl<T> Pending<T> {
@@ -144,7 +146,7 @@ impl<T> Pending<T> {
         let batch = Arc::new(Batch { state: Mutex::new(answers), all_there: Condvar::new() });
         let reply = |index| Reply { batch: Arc::clone(&batch), index, flight: Some(Arc::clone(&flight)) };
         let replies = (0..n).map(reply).collect();
-        (Self { batch, flight: Some(flight), counters, served }, replies)
+        (Self { batch, flight: Some(flight), counters, served, patient: true }, replies)
     }
 
     /// A call that did not begin.
@@ -152,7 +154,7 @@ impl<T> Pending<T> {
         let answers =
             Answers { answers: (0..n).map(|_| Some(Err(why))).collect(), missing: 0, when_done: None };
         let batch = Arc::new(Batch { state: Mutex::new(answers), all_there: Condvar::new() });
-        Self { batch, flight: None, counters, served: |_, _| {} }
+        Self { batch, flight: None, counters, served: |_, _| {}, patient: true }
     }
 
     /// Whether [`Pending::wait`] would return at once with every answer.
@@ -173,6 +175,13 @@ impl<T> Pending<T> {
         tell();
     }
 
+    /// From here on [`Pending::wait`] does not wait: what is not there is late.
+    #[must_use = "the call is cancelled otherwise"]
+    pub fn at_once(mut self) -> Self {
+        self.patient = false;
+        self
+    }
+
     /// One answer for each block asked for, in that order, at the deadline at the latest. What is not there by
     /// then is [`RemoteError::Late`].
     pub fn wait(self) -> Vec<Result<T, RemoteError>> {
@@ -190,7 +199,7 @@ impl<T> Pending<T> {
     /// The same without counting.
     pub(crate) fn finish(self) -> Finished<T> {
         let mut state = self.batch.state.lock();
-        if let Some(flight) = &self.flight {
+        if let Some(flight) = self.flight.as_ref().filter(|_| self.patient) {
             while state.missing > 0
                 && !self.batch.all_there.wait_until(&mut state, flight.deadline).timed_out()
             {}

@@ -34,6 +34,8 @@ mod error;
 #[cfg(feature = "_event-loop")]
 mod event_loop;
 mod fs;
+#[cfg(test)]
+pub(crate) mod hung;
 mod keys;
 mod limits;
 #[cfg(feature = "mooncake")]
@@ -132,6 +134,12 @@ impl PendingGet {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.pending.is_done()
+    }
+
+    /// See [`Pending::at_once`].
+    #[must_use = "the call is cancelled otherwise"]
+    pub fn at_once(self) -> Self {
+        Self { pending: self.pending.at_once(), ..self }
     }
 
     /// See [`Pending::when_done`].

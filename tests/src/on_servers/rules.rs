@@ -90,6 +90,12 @@ pub fn kvtier(
         let mut lease = lease.unwrap();
         let answer = lease.wait();
         let mut wait = begun.elapsed();
+        if std::env::var_os("KVTIER_WHY").is_some() {
+            let why = lease.why().and_then(|why| why.remote);
+            let decided = why.map_or("-", |why| why.decided.name());
+            let load = why.and_then(|why| why.source).map(|s| (s.median, s.deadline));
+            eprintln!("{n}: {} of {} blocks, {wait:?}, {decided}, {load:?}", answer.ready, keys.len());
+        }
         (0..answer.ready).for_each(|i| prompt.check(i as usize, lease.host_block(i).unwrap()));
         let begun = Instant::now();
         compute(prompt, answer.ready);
