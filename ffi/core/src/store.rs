@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kv_core::index::NamespaceIndex;
-use kv_core::key::{KeyChain, Namespace, NamespaceSecret};
+use kv_core::key::{BlockKey, Extra, KeyChain, Namespace, NamespaceId, NamespaceSecret};
 use kv_core::layout::GroupIndex;
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
@@ -176,6 +176,7 @@ struct Inner {
 /// ```
 pub struct Store {
     inner: Arc<Inner>,
+    owner: Namespace,
     chain: KeyChain,
     arena: Arc<Arena>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -229,6 +230,7 @@ impl Store {
         let store = Self {
             inner: inner.clone(),
             chain: owner.chain(GroupIndex(0), Tokens(1)),
+            owner,
             arena,
             workers: Mutex::default(),
             taken: Arc::default(),
@@ -257,6 +259,26 @@ impl Store {
     /// [`BatchError`].
     pub fn keys<'a>(&self, keys: impl ExactSizeIterator<Item = &'a [u8]>) -> Result<KeyBatch, BatchError> {
         KeyBatch::wrap(&self.chain, keys)
+    }
+
+    /// Names the full blocks of `tokens`, for runtimes without hashes of their own. `extras` are what else the KV depends
+    /// on: an adapter, a salt, an image. `parent` is the last key of the blocks before; without it they are the first.
+    #[must_use]
+    pub fn token_keys(
+        &self,
+        tokens_per_block: u32,
+        tokens: &[u32],
+        extras: &[Extra<'_>],
+        parent: Option<BlockKey>,
+    ) -> KeyBatch {
+        let chain = self.owner.chain(GroupIndex(0), Tokens(tokens_per_block));
+        KeyBatch::of(chain.keys(parent.unwrap_or(BlockKey::ROOT), tokens, extras).collect())
+    }
+
+    /// Public name of the namespace. Keys of a store are good for every store of the same namespace.
+    #[must_use]
+    pub fn namespace_id(&self) -> NamespaceId {
+        self.owner.id()
     }
 
     /// Where each key is now. Takes microseconds, pins and promises nothing.

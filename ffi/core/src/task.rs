@@ -101,7 +101,6 @@ pub(crate) struct Task {
     cancelled: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
-    notify: Option<(Arc<TaskQueue>, u64)>,
     permit: Permit,
 }
 
@@ -109,6 +108,8 @@ pub(crate) struct Task {
 struct State {
     finished: bool,
     statuses: Vec<KeyStatus>,
+    /// Where to announce the end.
+    notify: Vec<(Arc<TaskQueue>, u64)>,
     /// A layered load that has been started.
     layers: Option<Arc<LayerProgress>>,
     /// Blocks that stay pinned.
@@ -124,7 +125,7 @@ impl Task {
         notify: Option<(Arc<TaskQueue>, u64)>,
         permit: Permit,
     ) -> Self {
-        let state = Mutex::default();
+        let state = Mutex::new(State { notify: notify.into_iter().collect(), ..State::default() });
         Self {
             operation,
             keys,
@@ -133,7 +134,6 @@ impl Task {
             cancelled: AtomicBool::new(false),
             state,
             changed: Condvar::new(),
-            notify,
             permit,
         }
     }
@@ -169,12 +169,16 @@ impl Task {
         state.pins = pins;
         state.finished = true;
         // Before anybody can see that it is done: who has waited for a ticket finds it in the queue.
-        if let Some((queue, tag)) = &self.notify {
-            let finished = Finished { tag: *tag, done: summary.done, keys: summary.keys };
-            queue.push(finished, self.permit.clone());
+        for (queue, tag) in std::mem::take(&mut state.notify) {
+            self.announce(&queue, tag, summary);
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    fn announce(&self, queue: &TaskQueue, tag: u64, summary: Summary) {
+        let finished = Finished { tag, done: summary.done, keys: summary.keys };
+        queue.push(finished, self.permit.clone());
     }
 }
 
@@ -241,6 +245,16 @@ impl Ticket {
     #[must_use]
     pub fn width(&self) -> usize {
         self.0.width()
+    }
+
+    /// Announces the end in one more queue, at once if it is over already.
+    pub fn announce(&self, queue: Arc<TaskQueue>, tag: u64) {
+        let mut state = self.0.state.lock();
+        if state.finished {
+            self.0.announce(&queue, tag, summary(&state.statuses));
+        } else {
+            state.notify.push((queue, tag));
+        }
     }
 
     /// Asks for an early end. The buffers are in use until the ticket is done all the same.
