@@ -10,6 +10,9 @@ KERNEL_TOOLS := .tools/cuda-13.0.88-ptxas-12.4.131-libclang-18.1.1
 # Its own folder: other flags than the usual release build, which would be built anew every time.
 GPU_BUILD := target/gpu
 
+# Where `make ffi` installs the header, the libraries and the pkg-config file.
+PREFIX ?= dist/ffi
+
 # The wheel is built by MATURIN. Its tests run in a fresh environment of PYTHON, which makes both.
 PYTHON ?= python3
 MATURIN_VERSION := 1.16.0
@@ -19,7 +22,7 @@ RUFF := .tools/ruff-$(RUFF_VERSION)/bin/ruff
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 WHEEL_VENV := $(TARGET)/wheel-venv
 
-.PHONY: help demo test asan bench gpu lint soak kernels kernels-check wheel test-wheel lint-python
+.PHONY: help demo test asan bench gpu ffi lint soak kernels kernels-check header header-check wheel test-wheel lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -66,7 +69,7 @@ ASAN := RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --locked --no
 # On the fake driver without the search for leaks: what a hung GPU may still write is left on purpose, and the
 # tests ask the driver itself what is left in it.
 asan: ## Run the tests of the parts with unsafe code, and the simulation, under AddressSanitizer
-	ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN) -p kv-tiers -p kv-cuda --tests
+	ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN) -p kv-tiers -p kv-cuda -p kvtier-ffi --tests
 	ASAN_OPTIONS=allocator_may_return_null=1 $(ASAN) -p kvtier-tests \
 		--test crash --test faults --test replay --test simulation --test stress
 	ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 $(ASAN) -p kvtier-tests \
@@ -90,13 +93,24 @@ gpu: ## Build dist/gpu for any NVIDIA machine: copy it there and run run.sh (no 
 	cp $(GPU_BUILD)/release/kvtier benches/gpu/run.sh dist/gpu/
 	@du -h dist/gpu/kvtier
 
+ffi: ## Build the C ABI and install it into PREFIX (dist/ffi): header, libraries, pkg-config file
+	cargo build --release --locked -p kvtier-c
+	ffi/c/install.sh $${CARGO_TARGET_DIR:-target}/release/libkvtier.a \
+		$$(cargo pkgid --locked -p kvtier-c | sed 's/.*[#@]//') $(abspath $(PREFIX))
+
+header: $(KERNEL_TOOLS) ## Write kvtier.h and what bindgen reads in it
+	cargo run -q -p kvtier-header --locked -- write $(KERNEL_TOOLS)
+
+header-check: $(KERNEL_TOOLS) ## Check that kvtier.h is current
+	cargo run -q -p kvtier-header --locked -- check $(KERNEL_TOOLS)
+
 kernels: $(KERNEL_TOOLS) ## Compile the CUDA kernels and write what is generated from them
 	cargo run -q -p kvtier-kernels --locked -- write $(KERNEL_TOOLS)
 
 kernels-check: $(KERNEL_TOOLS) ## Check that what is generated from the CUDA kernels is current
 	cargo run -q -p kvtier-kernels --locked -- check $(KERNEL_TOOLS)
 
-lint: $(DENY) kernels-check lint-python ## Check format, lints, docs, licences and sources of dependencies
+lint: $(DENY) kernels-check header-check lint-python ## Check format, lints, docs, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
@@ -149,7 +163,7 @@ redis:
 	fi; \
 	echo "no redis-server or no openssl: the tests of the remote tier will fail (install both packages)" >&2
 
-# The kernels' tests compile them for the host.
+# The kernels' tests compile them for the host; those of the C ABI compile programs against it.
 .PHONY: cxx
 cxx:
 	@command -v $${CXX:-c++} >/dev/null && exit 0; \
@@ -157,4 +171,4 @@ cxx:
 		echo "installing g++"; \
 		(apt-get install -y -q g++ || { apt-get update -q && apt-get install -y -q g++; }) >/dev/null 2>&1 && exit 0; \
 	fi; \
-	echo "no C++ compiler: the tests of the kernels will fail (install the package g++, or set CXX)" >&2
+	echo "no C++ compiler: the tests of the kernels and of the C ABI will fail (install the package g++, or set CXX)" >&2

@@ -25,6 +25,7 @@ pub mod batch;
 pub mod config;
 mod copies;
 mod flow;
+mod open;
 pub mod pool;
 pub mod queue;
 mod secret;
@@ -35,6 +36,7 @@ mod work;
 
 pub use batch::{BatchError, Buffers, KeyBatch, Run};
 pub use config::{Durability, Identity, StoreConfig};
+pub use open::{FEWEST_SLOTS, OpenError};
 pub use queue::{Finished, TaskQueue};
-pub use store::{OpenError, Presence, Store, Submission, SubmitError};
+pub use store::{Presence, Store, Submission, SubmitError};
 pub use task::{KeyStatus, Summary, Ticket};

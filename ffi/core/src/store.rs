@@ -1,20 +1,18 @@
 //! A store of opaque blocks of one size, named by the runtime's own keys.
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kv_core::index::NamespaceIndex;
-use kv_core::key::{BlockKey, Extra, KeyChain, Namespace, NamespaceId, NamespaceSecret};
+use kv_core::key::{BlockKey, Extra, KeyChain, Namespace, NamespaceId};
 use kv_core::layout::GroupIndex;
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
 use kv_core::units::{Epoch, Tokens};
 use kv_cuda::DeviceChoice;
-use kv_tiers::arena::{Arena, slot_bytes};
+use kv_tiers::arena::Arena;
 use kv_tiers::engine::{Engine, EngineConfig, EngineError};
 use kv_tiers::nvme::{LogConfig, NvmeConfig};
 use parking_lot::{Mutex, RwLock};
@@ -22,58 +20,18 @@ use parking_lot::{Mutex, RwLock};
 use crate::batch::{BatchError, Buffers, KeyBatch};
 use crate::config::{Durability, LONGEST_TIMEOUT, StoreConfig, USUAL_TIMEOUT};
 use crate::flow::Flow;
+use crate::open::{OpenError, prepare, secret_of, slots};
 use crate::pool::{Pool, PoolConfig, PoolError};
 use crate::queue::TaskQueue;
-use crate::secret;
 use crate::stats::{Counters, StoreStats, add};
 use crate::task::{KeyStatus, Operation, Permit, Task, Ticket};
 use crate::work::{MOST_TASKS, WORKERS, WorkQueue, left};
-
-/// Fewest blocks of host memory: every worker needs some to work with.
-pub const FEWEST_SLOTS: u64 = 16;
 
 /// Most blocks that one worker holds at a time.
 const MOST_IN_GROUP: usize = 256;
 
 /// NVMe writes in flight: keeps fast drives busy.
 const WRITE_BACKS: u32 = 32;
-
-/// Why a store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A size that cannot work.
-    #[error("block_bytes is {0}; it must be at least 1 and less than 1 GiB")]
-    BlockBytes(usize),
-    /// Too little host memory.
-    #[error(
-        "host_bytes is {host_bytes}, room for {slots} blocks; at least {FEWEST_SLOTS} are needed, {needed} bytes"
-    )]
-    HostBytes {
-        /// As configured.
-        host_bytes: u64,
-        /// Blocks that it can hold.
-        slots: u64,
-        /// Bytes that are enough.
-        needed: u64,
-    },
-    /// The directory cannot be used.
-    #[error("{}: {source}", path.display())]
-    Directory {
-        /// The path.
-        path: PathBuf,
-        /// The answer of the operating system.
-        source: io::Error,
-    },
-    /// No random bytes for a secret, or no thread.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// The engine.
-    #[error(transparent)]
-    Engine(#[from] kv_tiers::engine::OpenError),
-    /// The namespace.
-    #[error(transparent)]
-    Namespace(#[from] EngineError),
-}
 
 /// Why an operation was not started. Nothing of the runtime was touched or will be.
 #[derive(Debug, thiserror::Error)]
@@ -528,39 +486,6 @@ impl Inner {
             // First, so that whoever learns of the end may submit again.
             self.work.done(&task);
             task.finish(statuses, pins);
-        }
-    }
-}
-
-fn slots(config: &StoreConfig) -> Result<u32, OpenError> {
-    let bytes = Some(config.block_bytes).filter(|bytes| *bytes > 0).and_then(slot_bytes);
-    let bytes = bytes.ok_or(OpenError::BlockBytes(config.block_bytes))? as u64;
-    let slots = config.host_bytes / bytes;
-    if slots < FEWEST_SLOTS {
-        let needed = bytes.saturating_mul(FEWEST_SLOTS);
-        return Err(OpenError::HostBytes { host_bytes: config.host_bytes, slots, needed });
-    }
-    Ok(u32::try_from(slots).unwrap_or(u32::MAX - 1))
-}
-
-/// The directory of the log, made if it is not there.
-fn prepare(dir: &Path) -> io::Result<PathBuf> {
-    let log = dir.join("log");
-    for path in [dir, &log] {
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(log)
-}
-
-fn secret_of(config: &StoreConfig, dir: Option<&PathBuf>) -> Result<NamespaceSecret, OpenError> {
-    match (&config.secret, dir) {
-        (Some(secret), _) => Ok(secret.clone()),
-        (None, None) => Ok(secret::fresh()?),
-        (None, Some(dir)) => {
-            secret::kept_in(dir).map_err(|source| OpenError::Directory { path: dir.join("secret"), source })
         }
     }
 }

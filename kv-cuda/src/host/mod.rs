@@ -1,8 +1,9 @@
 //! A device made of ordinary memory and one thread.
 
+mod hbm;
+
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle, ThreadId};
@@ -16,6 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::device::{BlockCopy, BlockDigest, Checks, Device, DeviceError, Direction};
 use crate::layers::LayerProgress;
 use crate::memory::HostMemory;
+use hbm::Hbm;
 
 /// The stand-in for a GPU: its "HBM" is heap memory, its copy engine a thread that gathers and scatters
 /// the same fragments as a GPU would. It tells nothing about speed.
@@ -94,98 +96,6 @@ struct Shared {
     queue: Mutex<Queue>,
     /// The queue has something new to say.
     changed: Condvar,
-}
-
-/// The pool's buffers.
-struct Hbm(Vec<Buffer>);
-
-enum Buffer {
-    Own(Vec<u8>),
-    Borrowed(Borrowed),
-}
-
-/// A buffer of somebody else. References are made only to the fragments of blocks that are copied.
-struct Borrowed {
-    start: NonNull<u8>,
-    len: usize,
-    /// Keeps the buffer allocated.
-    _owner: Arc<dyn Any + Send + Sync>,
-}
-
-// SAFETY: memory without an owning thread, reached under the lock of `Shared::hbm` alone.
-unsafe impl Send for Borrowed {}
-
-impl Buffer {
-    fn bytes(&self, part: Range<usize>) -> &[u8] {
-        match self {
-            Self::Own(bytes) => &bytes[part],
-            Self::Borrowed(buffer) => {
-                assert!(part.start <= part.end && part.end <= buffer.len, "fragments lie in their buffer");
-                // SAFETY: in the buffer (above). Whoever lent it warrants that nobody writes the blocks of a copy
-                // under way.
-                unsafe { std::slice::from_raw_parts(buffer.start.add(part.start).as_ptr(), part.len()) }
-            }
-        }
-    }
-
-    fn bytes_mut(&mut self, part: Range<usize>) -> &mut [u8] {
-        match self {
-            Self::Own(bytes) => &mut bytes[part],
-            Self::Borrowed(buffer) => {
-                assert!(part.start <= part.end && part.end <= buffer.len, "fragments lie in their buffer");
-                // SAFETY: as in `bytes`, and nobody reads them either.
-                unsafe { std::slice::from_raw_parts_mut(buffer.start.add(part.start).as_ptr(), part.len()) }
-            }
-        }
-    }
-}
-
-impl Hbm {
-    /// Zeroed, like memory that no kernel has written.
-    fn new(placement: &Placement) -> Result<Self, DeviceError> {
-        let (buffers, bytes) = (placement.buffers(), placement.buffer_bytes());
-        let buffer = |_| {
-            let mut buffer = Vec::new();
-            buffer.try_reserve_exact(bytes).map_err(|_| DeviceError::OutOfMemory { buffers, bytes })?;
-            buffer.resize(bytes, 0);
-            Ok(Buffer::Own(buffer))
-        };
-        (0..buffers).map(buffer).collect::<Result<_, _>>().map(Self)
-    }
-
-    /// Device to page-first order. Returns the number of bytes copied.
-    fn gather(&self, from: Fragments, block: &mut [u8]) -> usize {
-        let (mut rest, mut done) = (block, 0);
-        for fragment in from {
-            let (piece, tail) = rest.split_at_mut(fragment.len);
-            let part = fragment.offset..fragment.offset + fragment.len;
-            piece.copy_from_slice(self.0[fragment.buffer as usize].bytes(part));
-            rest = tail;
-            done += fragment.len;
-        }
-        done
-    }
-
-    /// Page-first to device order. Returns the number of bytes copied.
-    fn scatter(&mut self, block: &[u8], to: Fragments) -> usize {
-        self.scatter_part(block, 0..block.len(), to)
-    }
-
-    /// The same for some of the block's bytes.
-    fn scatter_part(&mut self, block: &[u8], part: Range<usize>, to: Fragments) -> usize {
-        let (mut at, mut done) = (0, 0);
-        for fragment in to {
-            let (start, end) = (at.max(part.start), (at + fragment.len).min(part.end));
-            if start < end {
-                let first = fragment.offset + start - at;
-                let device = self.0[fragment.buffer as usize].bytes_mut(first..first + end - start);
-                device.copy_from_slice(&block[start..end]);
-                done += end - start;
-            }
-            at += fragment.len;
-        }
-        done
-    }
 }
 
 /// What one turn of the copying thread does.
@@ -280,9 +190,9 @@ impl HostDevice {
         if buffers.len() != placement.buffers() as usize {
             return Err(DeviceError::WrongBuffers { found: buffers.len(), expected: placement.buffers() });
         }
-        let len = placement.buffer_bytes();
-        let lend = |&start| Buffer::Borrowed(Borrowed { start, len, _owner: Arc::clone(&owner) });
-        Self::on(placement, Hbm(buffers.iter().map(lend).collect()), host, sink)
+        // SAFETY: the caller's word; used by this device alone, under one lock.
+        let hbm = unsafe { Hbm::borrow(&placement, buffers, &owner) };
+        Self::on(placement, hbm, host, sink)
     }
 
     fn on(
