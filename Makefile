@@ -7,6 +7,10 @@ DENY := .tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 # What the kernels are compiled and mirrored with. It is installed only to change or to check them.
 KERNEL_TOOLS := .tools/cuda-13.0.88-ptxas-12.4.131-libclang-18.1.1
 
+# A real Mooncake: master, node and client. Its Python package is the only one that needs no CUDA.
+MOONCAKE_VERSION := 0.3.13.post1
+MOONCAKE := .tools/mooncake-$(MOONCAKE_VERSION)
+
 # Its own folder: other flags than the usual release build, which would be built anew every time.
 GPU_BUILD := target/gpu
 
@@ -22,7 +26,7 @@ RUFF := .tools/ruff-$(RUFF_VERSION)/bin/ruff
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 WHEEL_VENV := $(TARGET)/wheel-venv
 
-.PHONY: help demo test asan bench gpu ffi lint soak kernels kernels-check header header-check wheel test-wheel lint-python
+.PHONY: help demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -31,9 +35,11 @@ help: ## Show this list
 demo: ## Show kvtier at work on a generated trace (needs no GPU)
 	cargo run --release --locked -- demo
 
-test: fio cxx redis ## Run every test, doc tests included
+test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	$(MAKE) test-wheel
+	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
+	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
 
 # The command is a file of its own in the wheel, the same that is built for everything else: a runtime that imports
@@ -75,12 +81,14 @@ asan: ## Run the tests of the parts with unsafe code, and the simulation, under 
 	ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0 $(ASAN) -p kvtier-tests \
 		--test cuda --test cuda_driver --test cuda_without_batch --test fake_cuda --test fake_cuda_old --test kernels
 
-bench: fio ## Measure against the limits and the peers (the first build takes minutes)
+bench: fio redis ## Measure against the limits and the peers (the first build takes minutes)
 	cargo run --release --locked --features peers -- bench index
 	cargo run --release --locked --features peers -- bench copy
+	cargo run --release --locked --features peers -- bench codec
 	cargo run --release --locked --features peers -- bench nvme
 	cargo run --release --locked --features peers -- bench reopen
 	cargo run --release --locked --features peers -- bench cost
+	cargo run --release --locked --features peers,redis -- bench remote
 	cargo bench -p kvtier-benches --locked
 
 # One file, without debug information, that needs a driver and a C library not older than this machine's. The

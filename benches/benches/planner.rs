@@ -67,6 +67,7 @@ fn long_chains(criterion: &mut Criterion) {
                 policy,
                 nvme_budget: None,
                 max_write_backs: 1,
+                slow: None,
             };
             let blocks: usize = requests.iter().map(Vec::len).sum();
             group.throughput(Throughput::Elements(blocks as u64)).sample_size(10);

@@ -6,12 +6,14 @@
 //! heap      counts heap bytes and allocations   nvme    the NVMe log against fio, and its reopening
 //! replay    drives the planner or the engine    gpu     a real GPU: what it is, checks, copies against the link
 //! report    samples, tables, facts about the    cost    load or recompute, by several rules
-//!           machine
+//!           machine                             codec   KV made smaller, against zstd, lz4 and memcpy
+//!                                               remote  remote stores against fio and redis-benchmark
 //! ```
 //!
 //! Every figure is a ratio at heart: contenders take turns on one machine in one run, because figures of
 //! two runs differ by more than the things they are about.
 
+pub mod codec;
 mod completions;
 pub mod copy;
 pub mod cost;
@@ -20,6 +22,7 @@ pub mod gpu;
 pub mod heap;
 pub mod index;
 pub mod nvme;
+pub mod remote;
 pub mod replay;
 pub mod report;
 mod rng;

@@ -24,6 +24,7 @@ fn help_teaches_by_example_at_every_level() {
         (&["--help"][..], "kvtier bench index --blocks 4096 --json"),
         (&["help", "bench"], "against the hardware's limit"),
         (&["bench", "index", "--help"], "--features peers"),
+        (&["bench", "codec", "--help"], "kvtier bench codec --mib 256"),
         (&["bench", "copy", "--help"], "kvtier bench copy --block 5242880"),
         (&["bench", "nvme", "--help"], "kvtier bench nvme --dir /mnt/nvme --sizes 2MiB"),
         (&["bench", "reopen", "--help"], "kvtier bench reopen --records 100000"),
@@ -47,6 +48,7 @@ fn wrong_usage_is_code_2_on_standard_error() {
         &["bench", "index", "--blocks", "0"],
         &["bench", "index", "--blocks", "1k"],
         &["bench", "index", "--rounds", "-1"],
+        &["bench", "codec", "--rounds", "0"],
         &["bench", "copy", "--mib", "0"],
         &["bench", "nvme", "--sizes", "2MB"],
         &["bench", "nvme", "--seconds", "NaN"],
@@ -83,6 +85,23 @@ fn bench_index_prints_one_json_object() {
     let memory = memory.expect("kvtier's memory");
     assert_eq!(memory["steady_allocations_per_block"], 0.0, "look-ups and churn allocate nothing");
     assert!(memory["bytes_per_block"].as_f64().expect("a number") <= 96.0);
+}
+
+#[test]
+fn bench_codec_tells_ratios_speeds_and_links() {
+    let out = kvtier(&["bench", "codec", "--mib", "2", "--rounds", "1", "--json"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let result: Value = serde_json::from_slice(&out.stdout).expect("one JSON object and nothing else");
+    assert_eq!(result["schema"], "kvtier.bench.codec/1");
+    for figure in result["figures"].as_array().expect("figures") {
+        let who = figure["contender"].as_str().expect("a name");
+        let ratio = figure["ratio"].as_f64().expect("a number");
+        if figure["data"] == "random" && !who.starts_with("zstd") && !who.starts_with("lz4") {
+            assert_eq!((ratio, figure["pays_below_gigabits_per_second"].is_null()), (1.0, true), "{who}");
+        } else if figure["data"] == "normal, bf16" && who.starts_with("kvtier") {
+            assert!((1.4..1.52).contains(&ratio), "{who}: {ratio}");
+        }
+    }
 }
 
 /// A trace of six chats that go on and on.

@@ -33,3 +33,7 @@ id! {
     /// One preallocated file of the NVMe log.
     SegmentId(u32)
 }
+id! {
+    /// One remote store: its place in [`SlowSources::remotes`](crate::planner::SlowSources).
+    RemoteId(u8)
+}

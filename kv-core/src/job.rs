@@ -3,9 +3,9 @@
 //! Plain data: jobs can be sent to another thread or process. Hands know slots, places and job ids and
 //! nothing else.
 
-use crate::ids::{JobId, SegmentId, SlotId};
+use crate::ids::{JobId, RemoteId, SegmentId, SlotId};
 use crate::key::BlockKey;
-use crate::units::Generation;
+use crate::units::{Bytes, Generation, Nanos};
 use crate::verified::{Mismatch, RecordIdentity, Verified};
 
 /// Where a record lies in the NVMe log.
@@ -121,6 +121,86 @@ pub struct Job {
     pub urgency: Urgency,
 }
 
+/// A call to a remote store. About many blocks at once, because every call costs a round trip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteJob {
+    /// Returned with the [`RemoteAnswer`].
+    pub id: JobId,
+    /// Which store.
+    pub remote: RemoteId,
+    /// What to do.
+    pub op: RemoteOp,
+    /// When to leave the call, by the planner's clock. What is not there by then is [`TransferError::Late`].
+    pub deadline: Nanos,
+    /// How soon.
+    pub urgency: Urgency,
+}
+
+/// What a remote store is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RemoteOp {
+    /// How many of these blocks, which follow each other in a chain, does it say to have?
+    Exists(Vec<RecordIdentity>),
+    /// Read records into host slots and verify them.
+    Get {
+        /// Which, and where to.
+        reads: Vec<RemoteRead>,
+        /// Whom else to ask if they are not there in time.
+        hedge: Option<HedgePlan>,
+    },
+    /// Store host slots.
+    Put(Vec<RemoteWrite>),
+}
+
+/// One block of a [`RemoteOp::Get`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteRead {
+    /// Named by the [`Verified`] token.
+    pub job: JobId,
+    /// What the record must say. No store keeps generations: it is 0.
+    pub expect: RecordIdentity,
+    /// Destination.
+    pub host: SlotId,
+}
+
+/// One block of a [`RemoteOp::Put`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteWrite {
+    /// Source.
+    pub host: SlotId,
+    /// What to put in the header.
+    pub record: RecordMeta,
+}
+
+/// A second store that has the same blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HedgePlan {
+    /// Which.
+    pub remote: RemoteId,
+    /// When to ask it, by the planner's clock.
+    pub after: Nanos,
+}
+
+/// How a [`RemoteJob`] ended.
+#[derive(Debug)]
+pub enum RemoteAnswer {
+    /// To [`RemoteOp::Exists`]: how many blocks from the first on are said to be there.
+    Exists(Result<u32, TransferError>),
+    /// To [`RemoteOp::Get`].
+    Get {
+        /// Each block under its own job.
+        blocks: Vec<(JobId, Result<Verified, TransferError>)>,
+        /// Bytes that travelled for those that came.
+        wire: Bytes,
+        /// Time spent decoding them after they had come.
+        decode: Nanos,
+        /// Who delivered them: the store asked, or the hedge.
+        by: RemoteId,
+    },
+    /// To [`RemoteOp::Put`]: each block in the order given.
+    Put(Vec<Result<(), TransferError>>),
+}
+
 /// Why a job failed. The block it was for is not readable at its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransferError {
@@ -148,9 +228,21 @@ pub enum TransferError {
     /// The device's driver refused; the number is its own.
     #[error("the device's driver refused (code {0})")]
     Device(i32),
+    /// Not there at its deadline.
+    #[error("not there at the deadline")]
+    Late,
+    /// A store that was asked for it does not have it.
+    #[error("not there")]
+    Absent,
     /// The tier or device is closed or marked down.
     #[error("the tier is down")]
     Down,
+}
+
+/// Where hands report what remote stores have answered, under the same rules as a [`CompletionSink`].
+pub trait AnswerSink: Send + Sync {
+    /// `job` is over, and nothing writes to its slots any more.
+    fn answered(&self, job: JobId, answer: RemoteAnswer);
 }
 
 /// Where hands report. Told the outcome of every job that a hand took on, exactly once, on a thread of the

@@ -1,19 +1,26 @@
 //! The planner against a naive world: slots and records hold the name of what was last written there,
-//! hands finish in any order and fail at will. Whatever a request is told to be ready must really be the
-//! block it asked for, and the books must balance after every step.
+//! hands finish in any order and fail at will, and remote stores lie besides. Whatever a request is told to be
+//! ready must really be the block it asked for, and the books must balance after every step, those of the ledger
+//! too: never worse than recomputing.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use kv_core::Verified;
+use kv_core::cost::{TokenRange, priors};
 use kv_core::ids::{JobId, RequestId, SlotId};
 use kv_core::index::NamespaceIndex;
-use kv_core::job::{Job, Op, Place, RecoveredRecord, RecoveredSegment, TransferError};
+use kv_core::job::{
+    Job, Op, Place, RecoveredRecord, RecoveredSegment, RemoteAnswer, RemoteJob, RemoteOp, TransferError,
+};
 use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
-use kv_core::planner::{LogShape, Outbox, Planner, PlannerConfig, PlannerError};
+use kv_core::planner::{
+    LogShape, Outbox, Planner, PlannerConfig, PlannerError, PlannerStats, RemoteSource, SlowSources,
+};
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
 use kv_core::units::{Bytes, Epoch, Generation, Nanos};
 use proptest::prelude::*;
 use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 
 /// What a slot or record holds; `GARBAGE` while somebody is writing to it.
 type Content = u128;
@@ -45,6 +52,11 @@ enum Step {
     FinishTwice {
         nth: u8,
     },
+    /// The n-th call to a remote store ends.
+    Answer {
+        nth: u8,
+        how: Reply,
+    },
     Pass {
         millis: u16,
     },
@@ -62,14 +74,35 @@ enum How {
     InDoubt,
 }
 
+/// What a remote store, or the hand that asks it, makes of a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reply {
+    Well,
+    /// Says to have everything.
+    Lie,
+    /// Leaves blocks out.
+    Short,
+    /// Of another kind than what was asked.
+    OfAnotherKind,
+    Late,
+    /// Not even begun.
+    Refused,
+    Broken,
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let how = prop_oneof![40 => Just(How::Well), 1 => Just(How::Io), 1 => Just(How::Refused), 1 => Just(How::NoSpace), 1 => Just(How::InDoubt)];
+    let reply = prop_oneof![
+        30 => Just(Reply::Well), 2 => Just(Reply::Lie), 1 => Just(Reply::Short), 1 => Just(Reply::OfAnotherKind),
+        1 => Just(Reply::Late), 1 => Just(Reply::Refused), 1 => Just(Reply::Broken),
+    ];
     let step = prop_oneof![
         8 => (0..6u8, 1..12u8, 0..50u16).prop_map(|(chain, len, patience)| Step::Acquire { chain, len, patience }),
         9 => (any::<u8>(), any::<u8>()).prop_map(|(nth, share)| Step::Commit { nth, share }),
         1 => any::<u8>().prop_map(|nth| Step::Cancel { nth }),
         30 => (any::<u8>(), how).prop_map(|(nth, how)| Step::Finish { nth, how }),
         1 => any::<u8>().prop_map(|nth| Step::FinishTwice { nth }),
+        12 => (any::<u8>(), reply).prop_map(|(nth, how)| Step::Answer { nth, how }),
         2 => (0..200u16).prop_map(|millis| Step::Pass { millis }),
         1 => Just(Step::Restart),
     ];
@@ -100,6 +133,8 @@ struct World {
     /// By segment and index: generation, content, and the record that was written.
     nvme: HashMap<(u32, u32), (Generation, Content, RecoveredRecord)>,
     opened: HashMap<u32, Generation>,
+    /// What each remote store has.
+    remote: [HashSet<BlockKey>; 2],
     /// Must not be used again.
     in_doubt: HashSet<(Tier, SlotId)>,
 }
@@ -126,6 +161,7 @@ struct Rig {
     world: World,
     now: Nanos,
     jobs: Vec<Job>,
+    calls: Vec<RemoteJob>,
     open: Vec<Open>,
     done: Vec<JobId>,
     out: Outbox,
@@ -143,6 +179,7 @@ impl Rig {
             world: World::default(),
             now: Nanos(0),
             jobs: Vec::new(),
+            calls: Vec::new(),
             open: Vec::new(),
             done: Vec::new(),
             out: Outbox::default(),
@@ -182,6 +219,16 @@ impl Rig {
             }
             self.jobs.push(job);
         }
+        for call in std::mem::take(&mut self.out.remote_jobs) {
+            assert!(call.deadline > self.now, "{call:?}");
+            if let RemoteOp::Get { reads, .. } = &call.op {
+                for read in reads {
+                    assert!(!self.world.in_doubt.contains(&(Tier::Host, read.host)), "{call:?}");
+                    self.world.host.insert(read.host, GARBAGE);
+                }
+            }
+            self.calls.push(call);
+        }
         for reply in std::mem::take(&mut self.out.replies) {
             let at = self.open.iter().position(|o| o.id == reply.request).unwrap();
             assert!(self.open[at].ready.is_none(), "answered twice");
@@ -201,8 +248,68 @@ impl Rig {
             self.hits += u64::from(reply.ready);
             self.open[at].ready = Some((reply.ready, reply.granted));
         }
-        self.out.events.clear();
+        self.out.clear();
         self.planner.audit().unwrap();
+        if let Some(cost) = self.planner.cost() {
+            let balance = cost.balance();
+            assert!(balance.actual + balance.reserved <= balance.limit(), "{balance:?}");
+        }
+    }
+
+    fn answer(&mut self, nth: usize, how: Reply) {
+        let call = self.calls.remove(nth);
+        let error = match how {
+            Reply::Late => Some(TransferError::Late),
+            Reply::Refused => Some(TransferError::Down),
+            Reply::Broken => Some(TransferError::Io(104)),
+            _ => None,
+        };
+        let store = &self.world.remote[usize::from(call.remote.0)];
+        let answer = match &call.op {
+            _ if how == Reply::Refused => {
+                self.planner.complete(self.now, call.id, Err(TransferError::Down), &mut self.out);
+                return self.settle();
+            }
+            RemoteOp::Exists(_) if how == Reply::OfAnotherKind => RemoteAnswer::Put(Vec::new()),
+            _ if how == Reply::OfAnotherKind => RemoteAnswer::Exists(Ok(3)),
+            RemoteOp::Exists(blocks) => RemoteAnswer::Exists(match error {
+                Some(error) => Err(error),
+                None if how == Reply::Lie => Ok(blocks.len() as u32 + 1),
+                None => Ok(blocks.iter().take_while(|b| store.contains(&b.key)).count() as u32),
+            }),
+            RemoteOp::Get { reads, .. } => {
+                let mut blocks = Vec::new();
+                for read in reads.iter().skip(usize::from(how == Reply::Short)) {
+                    let found = error.map_or(Ok(()), Err).and_then(|()| {
+                        store.contains(&read.expect.key).then_some(()).ok_or(TransferError::Absent)
+                    });
+                    blocks.push((
+                        read.job,
+                        found.map(|()| {
+                            self.world.host.insert(read.host, content(read.expect.key));
+                            Verified::by_status(read.job, 1, 1).unwrap()
+                        }),
+                    ));
+                }
+                // Somebody else's job has no business here.
+                blocks.extend(self.done.first().map(|job| (*job, Err(TransferError::NoSpace))));
+                RemoteAnswer::Get { blocks, wire: Bytes(5000), decode: Nanos(1000), by: call.remote }
+            }
+            RemoteOp::Put(writes) => {
+                for write in writes {
+                    let bytes = self.world.host[&write.host];
+                    assert_eq!(bytes, content(write.record.identity.key), "stored under another's name");
+                }
+                let count = writes.len() - usize::from(how == Reply::Short);
+                if error.is_none() {
+                    let stored = writes[..count].iter().map(|w| w.record.identity.key);
+                    self.world.remote[usize::from(call.remote.0)].extend(stored);
+                }
+                RemoteAnswer::Put(vec![error.map_or(Ok(()), Err); count])
+            }
+        };
+        self.planner.remote_complete(self.now, call.id, answer, &mut self.out);
+        self.settle();
     }
 
     fn finish(&mut self, nth: usize, how: How) {
@@ -277,6 +384,8 @@ impl Rig {
                 self.open.push(Open { id, keys, ready: None });
                 self.settle();
                 if let Some((ready, _)) = self.open.last().unwrap().ready {
+                    let slow = self.config.slow.as_ref();
+                    let found = if slow.is_some_and(|s| !s.remotes.is_empty()) { u32::MAX } else { found };
                     assert!(ready <= found);
                 }
             }
@@ -310,6 +419,11 @@ impl Rig {
                 let too_many = self.planner.commit(self.now, id, granted + 1, &mut self.out);
                 assert!(matches!(too_many, Err(PlannerError::BadComputed { .. })));
                 self.planner.commit(self.now, id, computed, &mut self.out).unwrap();
+                if computed > ready {
+                    let range = TokenRange::new(ready * TOKENS, computed * TOKENS);
+                    let took = Nanos::from_millis(u64::from(300 * (computed - ready)));
+                    self.planner.observed_prefill(self.now, range, took);
+                }
                 self.open.remove(at);
                 self.settle();
             }
@@ -318,8 +432,11 @@ impl Rig {
                     return;
                 }
                 let open = self.open.remove(usize::from(nth) % self.open.len());
-                self.planner.cancel(open.id).unwrap();
-                assert_eq!(self.planner.cancel(open.id), Err(PlannerError::UnknownRequest(open.id)));
+                self.planner.cancel(self.now, open.id).unwrap();
+                assert_eq!(
+                    self.planner.cancel(self.now, open.id),
+                    Err(PlannerError::UnknownRequest(open.id))
+                );
                 self.settle();
             }
             Step::Finish { nth, how } => {
@@ -340,8 +457,24 @@ impl Rig {
                     self.settle();
                 }
             }
+            Step::Answer { nth, how } => {
+                if !self.calls.is_empty() {
+                    self.answer(usize::from(nth) % self.calls.len(), how);
+                }
+            }
             Step::Pass { millis } => {
-                self.now = self.now + Nanos::from_millis(u64::from(millis));
+                let end = self.now + Nanos::from_millis(u64::from(millis));
+                // The driver is there at every deadline.
+                while let Some(due) = self.planner.next_deadline().filter(|due| *due <= end) {
+                    self.now = due.max(self.now);
+                    self.planner.tick(self.now, &mut self.out);
+                    self.settle();
+                    // What is not answered by then is left.
+                    while let Some(at) = self.calls.iter().position(|call| call.deadline <= self.now) {
+                        self.answer(at, Reply::Late);
+                    }
+                }
+                self.now = end;
                 self.planner.tick(self.now, &mut self.out);
                 self.settle();
                 let late = |o: &Open| o.ready.is_none();
@@ -358,6 +491,7 @@ impl Rig {
         fresh.now = self.now;
         fresh.world.nvme = std::mem::take(&mut self.world.nvme);
         fresh.world.opened = std::mem::take(&mut self.world.opened);
+        fresh.world.remote = std::mem::take(&mut self.world.remote);
         fresh.world.nvme.retain(|_, (_, bytes, _)| *bytes != GARBAGE);
         let mut segments: Vec<_> = fresh
             .world
@@ -384,9 +518,11 @@ impl Rig {
         for _ in 0..10_000 {
             if !self.jobs.is_empty() {
                 self.finish(0, How::Well);
+            } else if !self.calls.is_empty() {
+                self.answer(0, Reply::Well);
             } else if let Some(open) = self.open.pop() {
                 assert!(open.ready.is_some(), "no job is left that could answer {:?}", open.id);
-                self.planner.cancel(open.id).unwrap();
+                self.planner.cancel(self.now, open.id).unwrap();
                 self.settle();
             } else {
                 break;
@@ -394,6 +530,23 @@ impl Rig {
         }
         assert!(self.planner.is_idle(), "left over: {:?}, {:?}", self.jobs, self.planner.stats());
         self.planner.audit().unwrap();
+    }
+}
+
+/// Tokens of a block.
+const TOKENS: u32 = 512;
+
+/// NVMe and two remote stores, of which one is only read from.
+fn slow(seed: u64) -> SlowSources {
+    let remote = |name: &str, writes| RemoteSource { name: name.to_owned(), link: priors::NETWORK, writes };
+    SlowSources {
+        tokens_per_block: TOKENS,
+        block_bytes: Bytes(8192),
+        fingerprint: Fingerprint([2; 16]),
+        curve: priors::UNKNOWN,
+        nvme: Some(priors::NVME_GEN4),
+        remotes: vec![remote("near", true), remote("far", seed.is_multiple_of(2))],
+        seed,
     }
 }
 
@@ -406,6 +559,7 @@ fn config(hbm: u32, host: u32, nvme: Option<(u32, u32)>, policy: PolicyKind) -> 
         policy,
         nvme_budget: None,
         max_write_backs: 4,
+        slow: None,
     }
 }
 
@@ -416,6 +570,10 @@ fn configs() -> impl Strategy<Value = PlannerConfig> {
     ];
     (prop_oneof![Just(0u32), 1..12u32], 1..16u32, nvme, prop::sample::select(PolicyKind::ALL.to_vec()))
         .prop_map(|(hbm, host, nvme, policy)| config(hbm, host, nvme, policy))
+}
+
+fn slow_configs() -> impl Strategy<Value = PlannerConfig> {
+    (configs(), any::<u64>()).prop_map(|(config, seed)| PlannerConfig { slow: Some(slow(seed)), ..config })
 }
 
 proptest! {
@@ -429,6 +587,118 @@ proptest! {
         }
         rig.drain();
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn slow_sources_change_what_is_ready_but_never_what_it_holds(config in slow_configs(), steps in steps()) {
+        let mut rig = Rig::new(config);
+        rig.planner.restore_cost(Nanos(0), taught()).unwrap();
+        // Another node has been here before.
+        rig.world.remote[0] = (0..4).flat_map(|id| chain(id, 12)).collect();
+        for step in &steps {
+            rig.step(step);
+        }
+        rig.drain();
+    }
+}
+
+/// What a planner has learnt that was served well by all its slow sources.
+fn taught() -> &'static [u8] {
+    static TAUGHT: OnceLock<Vec<u8>> = OnceLock::new();
+    TAUGHT.get_or_init(|| {
+        let mut silent = slow(8);
+        silent.remotes.iter_mut().for_each(|remote| remote.writes = false);
+        let host = config(0, 12, None, PolicyKind::Lru);
+        let nvme = config(0, 12, Some((8, 16)), PolicyKind::Lru);
+        let mut rig = Rig::new(PlannerConfig { slow: Some(silent), ..nvme });
+        let stats = serve(&mut rig, 300, 2);
+        assert!(stats.hits[Tier::Nvme] > 0, "{stats:?}");
+        let learnt = rig.planner.cost().unwrap().snapshot(rig.now);
+        let mut rig = Rig::new(PlannerConfig { slow: Some(slow(8)), ..host });
+        rig.planner.restore_cost(Nanos(0), &learnt).unwrap();
+        let stats = serve(&mut rig, 300, 2);
+        assert!(stats.remote_hits > 0, "{stats:?}");
+        rig.planner.cost().unwrap().snapshot(rig.now)
+    })
+}
+
+/// Lets everything under way end well, `ms` later.
+fn end_all(rig: &mut Rig, ms: u16) {
+    while !(rig.jobs.is_empty() && rig.calls.is_empty()) {
+        rig.step(&Step::Pass { millis: ms });
+        while !rig.jobs.is_empty() {
+            rig.finish(0, How::Well);
+        }
+        if !rig.calls.is_empty() {
+            rig.answer(0, Reply::Well);
+        }
+    }
+}
+
+/// Serves conversations through a small host tier, over and over, and returns the counters.
+fn serve(rig: &mut Rig, rounds: usize, ms: u16) -> PlannerStats {
+    for round in 0..rounds {
+        rig.step(&Step::Acquire { chain: (round % 6) as u8, len: 8, patience: u16::MAX });
+        end_all(rig, ms);
+        rig.step(&Step::Commit { nth: 0, share: 0 });
+        end_all(rig, ms);
+        rig.step(&Step::Pass { millis: 1000 });
+    }
+    *rig.planner.stats()
+}
+
+/// What host RAM has lost comes back from the remote store, once the store is measured, to both kinds of top tier.
+#[test]
+fn a_remote_store_that_helps_is_used() {
+    for hbm in [0, 12] {
+        let config = PlannerConfig { slow: Some(slow(7)), ..config(hbm, 12, None, PolicyKind::Lru) };
+        let mut rig = Rig::new(config);
+        let stats = serve(&mut rig, 200, 2);
+        assert!(stats.remote_hits > 500, "{stats:?}");
+        assert!(stats.remote_writes >= 32 && stats.probes > 0, "{stats:?}");
+        let balance = rig.planner.cost().unwrap().balance();
+        assert!(balance.actual < balance.recompute_only, "{balance:?}");
+        rig.drain();
+    }
+}
+
+/// A store as slow as recomputing is measured and then left alone, and so is an NVMe tier.
+#[test]
+fn a_source_that_does_not_help_is_left_alone() {
+    let config = PlannerConfig { slow: Some(slow(7)), ..config(0, 12, Some((8, 16)), PolicyKind::Lru) };
+    let mut rig = Rig::new(config);
+    let stats = serve(&mut rig, 200, 1800);
+    assert!(stats.probes > 0, "{stats:?}");
+    assert_eq!((stats.remote_hits, stats.hits[Tier::Nvme]), (0, 0), "{stats:?}");
+    rig.drain();
+}
+
+/// A store that says to have everything and never delivers costs what the ledger allows, and is then hardly asked.
+#[test]
+fn a_store_that_never_delivers_is_given_up() {
+    let config = PlannerConfig { slow: Some(slow(7)), ..config(0, 12, None, PolicyKind::Lru) };
+    let mut rig = Rig::new(config);
+    serve(&mut rig, 100, 2);
+    let before = *rig.planner.stats();
+    for round in 0..200_u32 {
+        rig.step(&Step::Acquire { chain: (round % 6) as u8, len: 8, patience: u16::MAX });
+        // Whatever is asked hangs: every request is answered all the same.
+        for _ in 0..100 {
+            if rig.open[0].ready.is_some() {
+                break;
+            }
+            rig.step(&Step::Pass { millis: 50 });
+        }
+        rig.step(&Step::Commit { nth: 0, share: 0 });
+    }
+    let stats = *rig.planner.stats();
+    let asked = stats.remote_lookups - before.remote_lookups;
+    assert!(stats.loads_late > 0 && asked < 40, "{asked} of 200 requests asked: {stats:?}");
+    assert_eq!(stats.remote_hits, before.remote_hits);
+    rig.drain();
 }
 
 /// A run with a large NVMe tier and no faults finds again what HBM and host have long lost.

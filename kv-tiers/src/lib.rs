@@ -16,6 +16,7 @@
 //! Start at [`engine::Engine::open`]; then [`nvme::NvmeLog`] and [`arena::Arena`].
 
 pub mod arena;
+pub mod codec;
 pub mod engine;
 pub mod nvme;
 pub mod remote;

@@ -7,7 +7,7 @@ use kv_core::payload_checksum;
 /// Version of every structure.
 pub(crate) const VERSION: Le32 = Le32::new(1);
 
-/// Payload stored as it is; the only codec so far.
+/// Payload stored as it is. Other numbers are those of [`Elements`](crate::codec::Elements).
 pub(crate) const CODEC_RAW: Le32 = Le32::new(0);
 
 /// A 32-bit number, little-endian.

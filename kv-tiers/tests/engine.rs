@@ -43,6 +43,7 @@ fn config(hbm: u32, host: u32, nvme: Option<&Path>) -> EngineConfig {
         policy: PolicyKind::Lru,
         nvme_budget: None,
         max_write_backs: 8,
+        slow: None,
     }
 }
 

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use kv_core::ids::JobId;
 use kv_core::job::RecordMeta;
 use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
-use kv_core::units::Epoch;
+use kv_core::units::{Bytes, Epoch};
 use kv_core::{Mismatch, Verified};
+use kv_tiers::codec::Elements;
 use kv_tiers::remote::{
     FsStore, InFlight, Limits, OpenError, Put, RemoteError, RemoteKey, RemoteStore, Swept, Want,
 };
@@ -47,7 +48,7 @@ fn meta(key: &RemoteKey) -> RecordMeta {
 
 fn put(store: &FsStore, key: &RemoteKey, len: usize) -> Result<(), RemoteError> {
     let payload = payload(key, len);
-    store.put(&[Put { meta: meta(key), payload: &payload }], soon()).wait()[0]
+    store.put(&[Put { meta: meta(key), payload: &payload, elements: None }], soon()).wait()[0]
 }
 
 /// The block's bytes, if they were verified. Wrong ones end the test.
@@ -84,7 +85,8 @@ fn what_was_put_is_there_for_another_store_and_can_be_deleted() {
     let (here, there) = (open(dir.path()), open(dir.path()));
     let keys: Vec<_> = (0..100).map(|n| key(1, 0, n)).collect();
     let payloads: Vec<_> = keys.iter().map(|k| payload(k, 1000)).collect();
-    let puts: Vec<_> = keys.iter().zip(&payloads).map(|(k, p)| Put { meta: meta(k), payload: p }).collect();
+    let puts: Vec<_> =
+        keys.iter().zip(&payloads).map(|(k, p)| Put { meta: meta(k), payload: p, elements: None }).collect();
     assert_eq!(there.exists(&keys, soon()).wait(), vec![Ok(false); 100]);
     assert_eq!(here.put(&puts, soon()).wait(), vec![Ok(()); 100]);
     assert_eq!(there.exists(&keys, soon()).wait(), vec![Ok(true); 100]);
@@ -125,7 +127,9 @@ fn many_writers_and_readers_of_the_same_blocks_never_see_wrong_bytes() {
                     match (round + thread) % 8 {
                         0 | 1 => {
                             let puts = keys.iter().zip(&payloads);
-                            let puts: Vec<_> = puts.map(|(k, p)| Put { meta: meta(k), payload: p }).collect();
+                            let puts: Vec<_> = puts
+                                .map(|(k, p)| Put { meta: meta(k), payload: p, elements: None })
+                                .collect();
                             assert!(store.put(&puts, soon()).wait().iter().all(Result::is_ok));
                         }
                         2 => assert!(store.delete(&keys[..4], soon()).wait().iter().all(Result::is_ok)),
@@ -329,4 +333,93 @@ fn what_is_late_or_too_much_is_refused_and_comes_back() {
         std::thread::yield_now();
     }
     assert_eq!(get(&store, &key(1, 0, 0), 100), Err(RemoteError::Absent));
+}
+
+/// Normal data of bf16, as a sum of uniform numbers.
+fn kv(seed: u64, elements: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    let normal = move || (0..12).map(|_| uniform()).sum::<f32>() - 6.0;
+    std::iter::repeat_with(normal)
+        .take(elements)
+        .flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes())
+        .collect()
+}
+
+#[test]
+fn encoded_blocks_are_smaller_there_and_the_same_here() {
+    let dir = tempfile::tempdir_in(memory()).unwrap();
+    let store = open(dir.path());
+    let keys: Vec<_> = (0..8).map(|n| key(1, 0, n)).collect();
+    // Every other block as it is, and one that cannot shrink.
+    let mut payloads: Vec<_> = (0..8).map(|n| kv(n, 50_000)).collect();
+    payloads[4] = payload(&keys[4], 100_000);
+    let elements = |n: usize| n.is_multiple_of(2).then_some(Elements::Bf16);
+    let puts: Vec<_> = keys
+        .iter()
+        .zip(&payloads)
+        .enumerate()
+        .map(|(n, (k, p))| Put { meta: meta(k), payload: p, elements: elements(n) })
+        .collect();
+    assert_eq!(store.put(&puts, soon()).wait(), vec![Ok(()); 8]);
+    let sizes: Vec<_> = keys.iter().map(|k| fs::metadata(file_of(dir.path(), k)).unwrap().len()).collect();
+    for (n, size) in sizes.iter().enumerate() {
+        let raw = n % 2 == 1 || n == 4;
+        assert!(if raw { *size == 100_128 } else { (60_000..70_000).contains(size) }, "{n}: {size}");
+    }
+
+    let wants: Vec<_> = keys.iter().map(|&key| Want { key, payload_bytes: 100_000 }).collect();
+    let mut memory = vec![vec![0xEE; 100_000]; 8];
+    let mut into: Vec<_> = memory.iter_mut().map(|m| (JobId(0), &mut m[..])).collect();
+    let (results, decoding) = store.get(&wants, soon()).wait_into_measured(&mut into);
+    assert!(results.iter().all(Result::is_ok));
+    assert!(memory == payloads);
+
+    let stored: u64 = [0, 2, 6].map(|n| sizes[n] - 128).iter().sum();
+    assert_eq!((decoding.stored_bytes, decoding.payload_bytes), (stored, 300_000));
+    assert!(decoding.nanos > 0);
+    let counters = store.counters();
+    assert_eq!(counters.decoded, decoding);
+    assert_eq!((counters.encoded.stored_bytes, counters.encoded.payload_bytes), (stored + 100_000, 400_000));
+    assert_eq!(decoding.stored(Bytes(600_000)), Bytes(2 * stored));
+}
+
+/// A file that was encoded, damaged anywhere: never wrong bytes, always a miss of the right kind.
+#[test]
+fn damaged_encoded_files_are_counted_misses() {
+    let dir = tempfile::tempdir_in(memory()).unwrap();
+    let store = open(dir.path());
+    let key = key(1, 0, 0);
+    let payload = kv(1, 70_000);
+    let put = Put { meta: meta(&key), payload: &payload, elements: Some(Elements::Bf16) };
+    assert_eq!(store.put(&[put], soon()).wait(), [Ok(())]);
+    let victim = file_of(dir.path(), &key);
+    let good = fs::read(&victim).unwrap();
+    let (mut hits, mut memory) = (0, vec![0; payload.len()]);
+    let mut read = |bytes: &[u8]| {
+        fs::write(&victim, bytes).unwrap();
+        let want = Want { key, payload_bytes: payload.len() };
+        let result = store.get(&[want], soon()).wait_into(&mut [(JobId(1), &mut memory)]).pop().unwrap();
+        assert!(result.is_err() || memory == payload, "wrong bytes");
+        hits += u64::from(result.is_ok());
+        result.map(|_| ()).err()
+    };
+    assert_eq!(read(&good), None);
+    // Coprime with 8: every position of a bit within a byte, and every part of both pieces.
+    for bit in (0..good.len() * 8).step_by(611) {
+        let mut wrong = good.clone();
+        wrong[bit / 8] ^= 1 << (bit % 8);
+        let kind = if bit / 8 < 128 { RemoteError::NoRecord } else { Mismatch::Checksum.into() };
+        assert_eq!(read(&wrong), Some(kind), "bit {bit}");
+    }
+    for len in (128..good.len()).step_by(997) {
+        assert_eq!(read(&good[..len]), Some(Mismatch::Length.into()), "{len}");
+    }
+    assert_eq!(read(&[&good[..], &[0; 9]].concat()), Some(Mismatch::Length.into()));
+    assert_eq!(read(&good), None);
+    assert_eq!((store.counters().hits, hits), (2, 2));
+    assert!(store.counters().refused() > 1000);
 }

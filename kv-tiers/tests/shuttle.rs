@@ -77,6 +77,7 @@ fn planner() -> (Planner, NamespaceIndex) {
         policy: PolicyKind::Lru,
         nvme_budget: None,
         max_write_backs: 2,
+        slow: None,
     };
     let mut planner = Planner::new(config).unwrap();
     let namespace = planner.namespace(NamespaceId([1; 16]), Fingerprint([2; 16]), Epoch(0)).unwrap();

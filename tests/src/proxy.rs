@@ -8,10 +8,13 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvtier_benches::SplitMix64;
 use parking_lot::Mutex;
+
+/// A server that says nothing for so long is answering another question when it goes on.
+const SILENCE: Duration = Duration::from_micros(300);
 
 /// What is done to connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,16 @@ pub enum Fault {
     Delay(Duration, Duration),
     /// So many bytes a second from the server.
     Bandwidth(u64),
+    /// A link: what the server sends after a silence comes later by so much, and up to so much more; then so many bytes a
+    /// second.
+    Link {
+        /// Least.
+        latency: Duration,
+        /// Up to so much more.
+        jitter: Duration,
+        /// Of one connection.
+        per_second: u64,
+    },
     /// The connection is reset after so many bytes from the server, at most.
     Reset(u64),
     /// After so many bytes at most the server's side is closed, and the client is not told.
@@ -179,10 +192,12 @@ impl Shared {
         let mut armed = (Fault::None, 0);
         let mut sent = 0;
         loop {
+            let asked = Instant::now();
             let n = server.read(&mut buffer)?;
             if n == 0 {
                 return Ok(true);
             }
+            let silent = asked.elapsed() > SILENCE;
             let mut bytes = &mut buffer[..n];
             let fault = *self.fault.lock();
             if armed.0 != fault {
@@ -208,6 +223,17 @@ impl Shared {
                 Fault::Bandwidth(per_second) => {
                     count();
                     std::thread::sleep(Duration::from_secs_f64(bytes.len() as f64 / per_second as f64));
+                }
+                Fault::Link { latency, jitter, per_second } => {
+                    count();
+                    let first = if silent {
+                        latency + jitter.mul_f64(rng.below(1000) as f64 / 1000.0)
+                    } else {
+                        Duration::ZERO
+                    };
+                    std::thread::sleep(
+                        first + Duration::from_secs_f64(bytes.len() as f64 / per_second as f64),
+                    );
                 }
                 Fault::Flip(most) => {
                     while armed.1 < sent + bytes.len() as u64 {

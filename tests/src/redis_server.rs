@@ -122,6 +122,35 @@ impl RedisServer {
         }
     }
 
+    /// Sets strings behind every client's back, many at a time.
+    pub fn set_all<'a>(&self, strings: impl IntoIterator<Item = (String, &'a [u8])>) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let (mut request, mut commands) = (Vec::new(), 0);
+        let mut send = |request: &mut Vec<u8>, commands: &mut usize| {
+            stream.write_all(request).unwrap();
+            let mut answer = vec![0; *commands * 5];
+            stream.read_exact(&mut answer).unwrap();
+            assert!(answer.chunks(5).all(|ok| ok == b"+OK\r\n"), "redis-server refused a string");
+            (*commands, *request) = (0, Vec::new());
+        };
+        for (name, value) in strings {
+            let head = format!("*3\r\n$3\r\nSET\r\n${}\r\n{name}\r\n${}\r\n", name.len(), value.len());
+            request.extend([head.as_bytes(), value, b"\r\n"].concat());
+            commands += 1;
+            if commands == 500 {
+                send(&mut request, &mut commands);
+            }
+        }
+        send(&mut request, &mut commands);
+    }
+
+    /// How many strings there are.
+    #[must_use]
+    pub fn strings(&self) -> u64 {
+        let size = String::from_utf8(self.command(&[b"DBSIZE"])).unwrap();
+        size.trim_start_matches(':').trim_end().parse().unwrap()
+    }
+
     /// The bytes of a string.
     #[must_use]
     pub fn string(&self, name: &str) -> Vec<u8> {

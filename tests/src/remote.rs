@@ -34,6 +34,32 @@ pub fn key(namespace: u8, epoch: u64, n: u64) -> RemoteKey {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The string of Redis that holds a chunk.
+#[must_use]
+pub fn string_name(key: &RemoteKey, chunk: usize) -> String {
+    let RemoteKey { namespace, epoch, fingerprint, key } = key;
+    let owner = format!("{}:{:016x}:{}", hex(&namespace.0), epoch.0, hex(&fingerprint.0));
+    format!("kvtier:1:{owner}:{{{}}}:{chunk}", hex(&key.to_bytes()))
+}
+
+/// The file that holds a block, in the shared directory.
+#[must_use]
+pub fn file_name(key: &RemoteKey) -> String {
+    let RemoteKey { namespace, epoch, fingerprint, key } = key;
+    let leaf = hex(&key.to_bytes());
+    format!("kvtier-1/{}/{:016x}/{}/{}/{leaf}", hex(&namespace.0), epoch.0, hex(&fingerprint.0), &leaf[..3])
+}
+
+/// `KVTIER_SOAK` asks for longer runs.
+#[must_use]
+pub fn soaking() -> bool {
+    std::env::var_os("KVTIER_SOAK").is_some()
+}
+
 /// Bytes that only this key has.
 #[must_use]
 pub fn payload(key: &RemoteKey, len: usize) -> Vec<u8> {
@@ -55,6 +81,7 @@ pub fn put(
     let put = |(key, payload): (&RemoteKey, _)| Put {
         meta: RecordMeta { identity: key.identity(), parent: BlockKey::ROOT, depth: 0 },
         payload,
+        elements: None,
     };
     let puts: Vec<_> = keys.iter().zip(payloads.iter().map(Vec::as_slice)).map(put).collect();
     store.put(&puts, deadline).wait()

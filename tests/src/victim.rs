@@ -67,6 +67,7 @@ impl Series {
             policy: PolicyKind::Lru,
             nvme_budget: None,
             max_write_backs: 16,
+            slow: None,
         }
     }
 

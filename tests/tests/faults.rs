@@ -41,6 +41,7 @@ fn config(dir: &Path, segments: u32, records_per_segment: u32, host_slots: u32) 
         policy: PolicyKind::Lru,
         nvme_budget: None,
         max_write_backs: 8,
+        slow: None,
     }
 }
 

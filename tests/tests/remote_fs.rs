@@ -96,6 +96,24 @@ fn a_file_that_cannot_grow_is_a_counted_miss_and_leaves_nothing() {
     assert_eq!(limited(99_000), "Ok(()) Ok(())");
 }
 
+/// A file system of 1 MiB, in a namespace of its own, which needs no root.
+#[test]
+fn a_full_file_system_is_a_counted_miss_and_leaves_nothing() {
+    let dir = directory();
+    let mount = dir.path().to_str().unwrap();
+    let in_full = |bytes: u64| {
+        let script = "mount -t tmpfs -o size=1m full \"$1\" && \"$0\" \"$1\" once \"$2\" && find \"$1\" -type f | wc -l";
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+        command.args([env!("CARGO_BIN_EXE_remote-victim"), mount, &bytes.to_string()]);
+        says(command)
+    };
+    // The largest that fits beside its directories, and one that does not.
+    assert_eq!(in_full(900_000), "Ok(()) Ok(())\n1");
+    assert_eq!(in_full(1_100_000), "Err(NoSpace) Err(Absent)\n0");
+    assert_eq!(in_full(50_000_000), "Err(NoSpace) Err(Absent)\n0");
+}
+
 #[test]
 fn a_directory_that_may_not_be_written_is_an_error_at_open_and_a_miss_later() {
     let dir = directory();

@@ -5,11 +5,17 @@ use std::process::Command;
 use std::time::Duration;
 
 use kv_core::Mismatch;
+use kv_core::ids::JobId;
+use kv_core::job::RecordMeta;
+use kv_core::key::BlockKey;
+use kv_tiers::codec::Elements;
 use kv_tiers::remote::{
-    InFlight, Limits, OpenError, RedisConfig, RedisStore, RemoteError, RemoteKey, RemoteStore, Servers, Swept,
+    InFlight, Limits, OpenError, Put, RedisConfig, RedisStore, RemoteError, RemoteKey, RemoteStore, Servers,
+    Swept, Want,
 };
+use kvtier_benches::SplitMix64;
 use kvtier_tests::redis_server::RedisServer;
-use kvtier_tests::remote::{get, key, put, soon};
+use kvtier_tests::remote::{get, key, put, soon, string_name as name, within};
 
 fn config(servers: Servers) -> RedisConfig {
     let ttl = Duration::from_secs(1000);
@@ -26,14 +32,6 @@ fn store_of(server: &RedisServer) -> RedisStore {
 
 fn keys(namespace: u8, epoch: u64, n: u64) -> Vec<RemoteKey> {
     (0..n).map(|i| key(namespace, epoch, i)).collect()
-}
-
-/// The string that holds a chunk.
-fn name(key: &RemoteKey, chunk: usize) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let RemoteKey { namespace, epoch, fingerprint, key } = key;
-    let owner = format!("{}:{:016x}:{}", hex(&namespace.0), epoch.0, hex(&fingerprint.0));
-    format!("kvtier:1:{owner}:{{{}}}:{chunk}", hex(&key.to_bytes()))
 }
 
 /// Everything that a store does, against any kind of server.
@@ -101,11 +99,7 @@ fn a_cluster_does_everything() {
     }
     let urls = servers[..2].iter().map(|server| format!("redis://127.0.0.1:{}", server.port())).collect();
     does_everything(&RedisStore::open(config(Servers::Cluster(urls))).unwrap());
-    let left = |server: &RedisServer| {
-        let size = String::from_utf8(server.command(&[b"DBSIZE"])).unwrap();
-        size.trim_start_matches(':').trim_end().parse::<u64>().unwrap()
-    };
-    let left: Vec<_> = servers.iter().map(left).collect();
+    let left: Vec<_> = servers.iter().map(RedisServer::strings).collect();
     assert_eq!(left.iter().sum::<u64>(), 40);
     assert!(left.iter().all(|&n| n > 0), "{left:?}");
 }
@@ -239,4 +233,90 @@ fn an_address_that_is_none_is_an_error_and_shows_no_password() {
             "{url}: {error:?}"
         );
     }
+}
+
+/// A block of three chunks that takes two when it is encoded, over and under another one's.
+#[test]
+fn encoded_blocks_take_fewer_chunks_and_mind_no_others() {
+    let server = RedisServer::start(&[]);
+    let store = store_of(&server);
+    let key = key(1, 0, 0);
+    let mut rng = SplitMix64::new(1);
+    // Two exponents, everything else random.
+    let payload: Vec<u8> =
+        (0..4_500_000).flat_map(|_| (rng.next_u64() as u16 & 0x80FF | 0x3F00).to_le_bytes()).collect();
+    let meta = RecordMeta { identity: key.identity(), parent: BlockKey::ROOT, depth: 0 };
+    let put = |elements| {
+        assert_eq!(store.put(&[Put { meta, payload: &payload, elements }], soon()).wait(), [Ok(())]);
+    };
+    let get = || {
+        let mut into = vec![0xEE; payload.len()];
+        let want = Want { key, payload_bytes: payload.len() };
+        let result = store.get(&[want], soon()).wait_into(&mut [(JobId(1), &mut into)]).pop().unwrap();
+        assert!(result.is_err() || into == payload, "wrong bytes");
+        result.map(|_| ())
+    };
+    let is_there = |chunk| server.command(&[b"EXISTS", name(&key, chunk).as_bytes()]) == b":1\r\n";
+    let chunks = || (0..4).filter(|chunk| is_there(*chunk)).count();
+    put(Some(Elements::Bf16));
+    assert_eq!((chunks(), get()), (2, Ok(())));
+    // Under what lay there before, of which one chunk is left.
+    put(None);
+    assert_eq!((chunks(), get()), (3, Ok(())));
+    put(Some(Elements::Bf16));
+    assert_eq!((chunks(), get()), (3, Ok(())));
+    server.command(&[b"DEL", name(&key, 1).as_bytes()]);
+    assert_eq!(get(), Err(RemoteError::Absent));
+    // A chunk of another encoding.
+    server.command(&[b"COPY", name(&key, 2).as_bytes(), name(&key, 1).as_bytes()]);
+    assert_eq!(get(), Err(Mismatch::Length.into()));
+    let counters = store.counters();
+    assert_eq!((counters.hits, counters.decoded.payload_bytes), (3, 2 * payload.len() as u64));
+}
+
+/// A purge of a hundred thousand blocks among as many of somebody else's, with deadlines that cut it off again and
+/// again: what is done stays done, and nothing of the others is touched.
+#[test]
+fn a_large_sweep_goes_on_where_it_was_cut_off() {
+    const BLOCKS: u64 = 100_000;
+    let server = RedisServer::start(&[]);
+    let store = store_of(&server);
+    let (mine, others) = (keys(1, 3, BLOCKS), keys(2, 0, BLOCKS));
+    let strings = mine.iter().flat_map(|key| [(name(key, 0), &b"a"[..]), (name(key, 1), b"b")]);
+    server.set_all(strings.chain(others.iter().map(|key| (name(key, 0), &b"c"[..]))));
+    assert_eq!(server.strings(), 3 * BLOCKS);
+    let mut left = vec![server.strings()];
+    let (mut deadline, mut removed) = (20, Err(RemoteError::Late));
+    while removed.is_err() {
+        removed = store.sweep(mine[0].namespace, mine[0].epoch, within(deadline)).wait();
+        assert!(matches!(removed, Ok(_) | Err(RemoteError::Late)), "{removed:?}");
+        // A sweep that nobody waits for any more ends with its connection.
+        while store.in_flight() != InFlight::default() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        left.push(server.strings());
+        deadline += deadline / 2;
+    }
+    println!("strings left after each sweep: {left:?}");
+    assert!(left.len() > 2 && left[1] < left[0], "{left:?}");
+    assert!(left.is_sorted_by(|before, after| before >= after), "{left:?}");
+    assert_eq!(left.last(), Some(&BLOCKS));
+    let swept = store.sweep(mine[0].namespace, mine[0].epoch, soon()).wait();
+    assert_eq!(swept, Ok(Swept { removed: 0, writers: 0 }));
+}
+
+/// One call. Blocks of many chunks go whole, those of one leave no other's behind.
+#[test]
+fn a_hundred_thousand_blocks_are_deleted() {
+    const BLOCKS: u64 = 100_000;
+    let server = RedisServer::start(&[]);
+    let store = store_of(&server);
+    let (mine, others) = (keys(1, 0, BLOCKS), keys(1, 0, BLOCKS + 1000).split_off(BLOCKS as usize));
+    let small = mine.iter().chain(&others).map(|key| (name(key, 0), &b"a"[..]));
+    let large = mine[..3].iter().flat_map(|key| (1..=256).map(|chunk| (name(key, chunk), &b"b"[..])));
+    server.set_all(small.chain(large));
+    assert_eq!(server.strings(), BLOCKS + 1000 + 3 * 256);
+    assert!(store.delete(&mine, soon()).wait().iter().all(Result::is_ok));
+    assert_eq!(server.strings(), 1000);
+    assert_eq!(store.counters().deletes, BLOCKS);
 }

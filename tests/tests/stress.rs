@@ -45,6 +45,7 @@ fn config(dir: &std::path::Path, hbm: u32, policy: PolicyKind, backend: Backend)
         policy,
         nvme_budget: None,
         max_write_backs: 16,
+        slow: None,
     }
 }
 

@@ -7,7 +7,7 @@ use clap::value_parser;
 use kvtier_benches::ByteSize;
 use kvtier_benches::nvme::Plan;
 
-use super::{Output, Result};
+use super::{Output, Result, seconds};
 
 /// Reads and writes of the NVMe log as a share of fio, on the same files in the same run
 ///
@@ -49,12 +49,6 @@ pub(crate) struct Args {
     /// Also keep the result as STEM.json and STEM.md
     #[arg(long, value_name = "STEM")]
     save: Option<PathBuf>,
-}
-
-/// fio counts in milliseconds.
-fn seconds(text: &str) -> std::result::Result<f64, String> {
-    let seconds = text.parse().ok().filter(|s| (0.01..=3600.0).contains(s));
-    seconds.ok_or_else(|| "a number from 0.01 to 3600, please".to_owned())
 }
 
 pub(crate) fn run(args: &Args, output: &Output) -> Result<()> {

@@ -1,10 +1,12 @@
 //! One file per subcommand. Each makes something that is both printable and serialisable and hands it to
 //! [`Output`]; none writes to standard output itself.
 
+mod bench_codec;
 mod bench_copy;
 mod bench_cost;
 mod bench_index;
 mod bench_nvme;
+mod bench_remote;
 mod bench_reopen;
 mod demo;
 mod explain;
@@ -41,9 +43,11 @@ pub(crate) enum Command {
 #[derive(Subcommand)]
 pub(crate) enum Bench {
     Index(bench_index::Args),
+    Codec(bench_codec::Args),
     Copy(bench_copy::Args),
     Cost(bench_cost::Args),
     Nvme(bench_nvme::Args),
+    Remote(bench_remote::Args),
     Reopen(bench_reopen::Args),
 }
 
@@ -56,9 +60,11 @@ impl Command {
             Self::Inspect(args) => inspect::run(args, output),
             Self::Gpu(args) => gpu::run(args, output),
             Self::Bench(Bench::Index(args)) => bench_index::run(args, output),
+            Self::Bench(Bench::Codec(args)) => bench_codec::run(args, output),
             Self::Bench(Bench::Copy(args)) => bench_copy::run(args, output),
             Self::Bench(Bench::Cost(args)) => bench_cost::run(args, output),
             Self::Bench(Bench::Nvme(args)) => bench_nvme::run(args, output),
+            Self::Bench(Bench::Remote(args)) => bench_remote::run(args, output),
             Self::Bench(Bench::Reopen(args)) => bench_reopen::run(args, output),
         }
     }
@@ -122,6 +128,12 @@ fn save(stem: &Path, title: &str, result: &(impl Serialize + Display)) -> Result
     write(".json", format!("{}\n", serde_json::to_string_pretty(result)?))?;
     write(".md", format!("# {title}\n\n{result}"))?;
     Ok(())
+}
+
+/// The length of a measurement: fio counts in milliseconds.
+fn seconds(text: &str) -> std::result::Result<f64, String> {
+    let seconds = text.parse().ok().filter(|s| (0.01..=3600.0).contains(s));
+    seconds.ok_or_else(|| "a number from 0.01 to 3600, please".to_owned())
 }
 
 /// A directory of the benchmark's own, removed at the end, after an error, and as well as it can be when the user

@@ -108,6 +108,7 @@ impl Replay {
             policy: self.policy,
             nvme_budget: self.nvme_budget,
             max_write_backs: WRITE_BACKS,
+            slow: None,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_core::job::TransferError;
+use kv_core::planner::Reasons;
 use kv_cuda::LayerProgress;
 use parking_lot::{Condvar, Mutex};
 
@@ -112,6 +113,8 @@ struct State {
     notify: Vec<(Arc<TaskQueue>, u64)>,
     /// A layered load that has been started.
     layers: Option<Arc<LayerProgress>>,
+    /// Why slow sources were used, or not.
+    why: Option<Reasons>,
     /// Blocks that stay pinned.
     pins: Vec<Pinned>,
 }
@@ -159,6 +162,10 @@ impl Task {
     pub(crate) fn layers_started(&self, layers: Arc<LayerProgress>) {
         self.state.lock().layers = Some(layers);
         self.changed.notify_all();
+    }
+
+    pub(crate) fn decided(&self, why: Reasons) {
+        self.state.lock().why = Some(why);
     }
 
     /// The last thing that happens to a task: from here on nothing of the runtime is touched.
@@ -245,6 +252,12 @@ impl Ticket {
     #[must_use]
     pub fn width(&self) -> usize {
         self.0.width()
+    }
+
+    /// Why slow sources were used, or not; `None` if none was asked about.
+    #[must_use]
+    pub fn why(&self) -> Option<Reasons> {
+        self.0.state.lock().why
     }
 
     /// Announces the end in one more queue, at once if it is over already.

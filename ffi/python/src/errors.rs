@@ -47,6 +47,9 @@ pub(crate) fn open(error: &kvtier_ffi::OpenError) -> PyErr {
         kvtier_ffi::OpenError::BlockBytes(_) | kvtier_ffi::OpenError::HostBytes { .. } => {
             Invalid::new_err(error.to_string())
         }
+        kvtier_ffi::OpenError::Remote(kvtier_ffi::slow::RemoteError::Scheme(_)) => {
+            Invalid::new_err(error.to_string())
+        }
         other => OpenFailed::new_err(chain(other)),
     }
 }

@@ -29,9 +29,26 @@ fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// This process was forked from one that had the module loaded.
-pub(crate) fn happened() -> bool {
-    generation() > 0
+/// Whether the threads of kvtier, if there are any, are those of this process.
+pub(crate) fn is_theirs() -> bool {
+    let first = THREADS.load(Ordering::Relaxed);
+    first == NONE || first == generation()
+}
+
+/// The generation that first had threads of kvtier; [`NONE`] before there are any.
+static THREADS: AtomicU32 = AtomicU32::new(NONE);
+const NONE: u32 = u32::MAX;
+
+/// Asks for threads in this process. A process that was forked from one with threads cannot have any: `parking_lot` knows
+/// the threads that wait by addresses in their stacks, which the child takes for threads of its own.
+pub(crate) fn may_have_threads() -> PyResult<()> {
+    let now = generation();
+    match THREADS.compare_exchange(NONE, now, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(first) if first != now => Err(Forked::new_err(
+            "this process was forked from one that had opened a store: fork before that, or use the start method 'spawn'",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A value that threads of this process work with. In a forked process it cannot be reached, and is never dropped.
@@ -51,8 +68,8 @@ impl<T> Native<T> {
             Ok(&self.value)
         } else {
             Err(Forked::new_err(
-                "this object belongs to the process that was forked: open a store in this one, or use the start method \
-                 'spawn'",
+                "this object belongs to the process that was forked: fork before a store is opened, or use the start \
+                 method 'spawn'",
             ))
         }
     }

@@ -56,7 +56,7 @@ impl Subscriber for Collector {
     }
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // In a forked process the lock below may be held for ever.
-        number(*metadata.level()) >= LEAST.load(Ordering::Relaxed) && !fork::happened()
+        number(*metadata.level()) >= LEAST.load(Ordering::Relaxed) && fork::is_theirs()
     }
     fn new_span(&self, _: &Attributes<'_>) -> Id {
         Id::from_u64(1)
@@ -102,21 +102,20 @@ impl Visit for Text {
 
 /// Collects messages from this level of ``logging`` on. False when the process has another collector of Rust's.
 #[pyfunction]
-pub(crate) fn log_level(level: u32) -> bool {
+pub(crate) fn log_level(level: u32) -> PyResult<bool> {
+    fork::may_have_threads()?;
     static OURS: OnceLock<bool> = OnceLock::new();
     let ours = *OURS.get_or_init(|| tracing::subscriber::set_global_default(Collector).is_ok());
     LEAST.store(level, Ordering::Relaxed);
-    if !fork::happened() {
-        WAITING.lock().stopped = false;
-    }
-    ours
+    WAITING.lock().stopped = false;
+    Ok(ours)
 }
 
 /// Waits at most ``timeout`` seconds for messages: ``(level, module, text)``. ``None`` once it was stopped.
 #[pyfunction]
 pub(crate) fn next_logs(py: Python<'_>, timeout: f64) -> PyResult<Option<Vec<Line>>> {
     let limit = crate::ticket::limit(Some(timeout))?.unwrap_or(Duration::ZERO);
-    if fork::happened() {
+    if !fork::is_theirs() {
         return Ok(None);
     }
     Ok(py.detach(|| {
@@ -137,7 +136,7 @@ pub(crate) fn next_logs(py: Python<'_>, timeout: f64) -> PyResult<Option<Vec<Lin
 #[pyfunction]
 pub(crate) fn stop_logs() {
     LEAST.store(OFF, Ordering::Relaxed);
-    if !fork::happened() {
+    if fork::is_theirs() {
         WAITING.lock().stopped = true;
         CHANGED.notify_all();
     }

@@ -126,19 +126,21 @@ impl Pool {
 
     /// Starts copying blocks of the store into the pool, key ``i`` to ``blocks[i]``. They arrive layer by layer
     /// (``Ticket.wait_layer``) if they are at most 256 and at most a sixteenth of host memory. A block whose key is not
-    /// ``DONE`` may hold anything.
-    #[pyo3(signature = (keys, blocks, *, timeout = None, queue = None, tag = 0))]
+    /// ``DONE`` may hold anything. With ``chained`` the keys are one chain, as for ``Store.get``.
+    #[pyo3(signature = (keys, blocks, *, chained = false, timeout = None, queue = None, tag = 0))]
+    #[allow(clippy::too_many_arguments)] // keywords in Python
     fn onboard(
         &self,
         py: Python<'_>,
         keys: &Bound<'_, PyAny>,
         blocks: Vec<u32>,
+        chained: bool,
         timeout: Option<f64>,
         queue: Option<&Bound<'_, Queue>>,
         tag: u64,
     ) -> PyResult<Ticket> {
         let (store, pool) = (self.store.get(), self.pool.get()?);
-        store.submit(py, keys, false, timeout, queue, tag, Owners::new(), |store, what| {
+        store.submit(py, keys, chained, timeout, queue, tag, Owners::new(), |store, what| {
             store.onboard(what, pool, blocks)
         })
     }

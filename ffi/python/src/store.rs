@@ -4,17 +4,20 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use kv_core::cost::{Balance, Quote};
 use kv_core::key::{Extra, NamespaceSecret};
+use kv_core::planner::PrefixQuote;
 use kv_core::policy::BytesPerDay;
+use kv_core::units::Nanos;
 use kvtier_ffi::store::{CloseError, Presence};
-use kvtier_ffi::{Durability, Identity, StoreConfig, Submission, SubmitError};
+use kvtier_ffi::{Durability, Identity, RemoteUrl, SlowSources, StoreConfig, Submission, SubmitError};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffers::Blocks;
 use crate::errors::{self, Invalid};
-use crate::fork::Native;
+use crate::fork::{self, Native};
 use crate::keys::{Keys, TakenKeys, block_key};
 use crate::layout::{Arranged, Layout};
 use crate::owner::{self, Owners};
@@ -40,6 +43,11 @@ const CLOSE_SECONDS: f64 = 10.0;
 /// in any of them never see each other's blocks. ``secret`` (32 bytes) makes the keys the tenant's own; without one, a
 /// random one is kept beside the log. ``durability`` is ``"write_behind"`` (a cache) or ``"at_close"`` (closing writes
 /// what only host memory has). ``nvme_bytes_per_day`` limits the wear of the drive.
+///
+/// With ``tokens_per_block``, loads of chains (``chained=True``) also ask ``remotes``: shared file systems
+/// (``file:///directory``), Redis and Valkey (``redis://``, ``rediss://``); and with ``weigh_nvme`` they use NVMe only when
+/// that is expected to beat recomputing, too. The choice learns from ``observed_prefill`` and starts from what is known
+/// about ``model`` on ``gpu``. Blocks that are stored as a chain go to the remotes as well.
 ///
 /// ``keys`` are a list of ``bytes`` or ``str`` of any length up to 4096; or one ``bytes`` of keys of 16 bytes each; or
 /// an array, whose rows (items, if it has one dimension) are the keys; or ``Keys``. ``buffers`` are one contiguous
@@ -150,7 +158,8 @@ impl Store {
     #[new]
     #[pyo3(signature = (
         block_bytes, host_bytes, *, path = None, nvme_bytes = None, nvme_bytes_per_day = None, tenant = "", model = "",
-        revision = "", layout = "", secret = None, durability = "write_behind",
+        revision = "", layout = "", secret = None, durability = "write_behind", tokens_per_block = None, gpu = "", weigh_nvme = false,
+        remotes = Vec::new()
     ))]
     #[allow(clippy::too_many_arguments)] // keywords in Python
     fn new(
@@ -166,6 +175,10 @@ impl Store {
         layout: &str,
         secret: Option<[u8; 32]>,
         durability: &str,
+        tokens_per_block: Option<u32>,
+        gpu: &str,
+        weigh_nvme: bool,
+        remotes: Vec<String>,
     ) -> PyResult<Self> {
         let identity = Identity {
             tenant: tenant.to_owned(),
@@ -189,6 +202,16 @@ impl Store {
                 return Err(Invalid::new_err(text));
             }
         };
+        config.slow = match tokens_per_block {
+            Some(0) => return Err(Invalid::new_err("tokens_per_block is 0")),
+            Some(tokens_per_block) => {
+                let remotes = remotes.into_iter().map(RemoteUrl).collect();
+                Some(SlowSources { tokens_per_block, gpu: gpu.to_owned(), weigh_nvme, remotes })
+            }
+            None if remotes.is_empty() && !weigh_nvme => None,
+            None => return Err(Invalid::new_err("remotes and weigh_nvme need tokens_per_block")),
+        };
+        fork::may_have_threads()?;
         let opened = py.detach(|| kvtier_ffi::Store::open(&config)).map_err(|error| errors::open(&error))?;
         let store = Arc::new(opened);
         let mut open = OPEN.lock();
@@ -248,20 +271,23 @@ impl Store {
     }
 
     /// Starts copying blocks out to ``buffers``, from NVMe by way of host memory. The bytes of a key that is ``DONE`` are
-    /// those that were stored; the buffers of other keys are left as they were.
-    #[pyo3(signature = (keys, buffers, *, timeout = None, queue = None, tag = 0))]
+    /// those that were stored; the buffers of other keys are left as they were. With ``chained`` the keys are one chain,
+    /// first block first: it ends at the first block that is not there, and remote stores are asked for the rest.
+    #[pyo3(signature = (keys, buffers, *, chained = false, timeout = None, queue = None, tag = 0))]
+    #[allow(clippy::too_many_arguments)] // keywords in Python
     fn get(
         &self,
         py: Python<'_>,
         keys: &Bound<'_, PyAny>,
         buffers: &Bound<'_, PyAny>,
+        chained: bool,
         timeout: Option<f64>,
         queue: Option<&Bound<'_, Queue>>,
         tag: u64,
     ) -> PyResult<Ticket> {
         let keys = TakenKeys::take(keys)?;
         let Blocks { buffers, owners } = Blocks::of(buffers, keys.len(), self.block_bytes()?, true)?;
-        self.submit_taken(py, keys, false, timeout, queue, tag, owners, |store, what| {
+        self.submit_taken(py, keys, chained, timeout, queue, tag, owners, |store, what| {
             // SAFETY: the ticket keeps the memory; that nobody else uses it meanwhile is the caller's part of the
             // agreement, as the documentation says.
             unsafe { store.get(what, buffers) }
@@ -349,9 +375,52 @@ impl Store {
     /// Totals since the opening, and what is in use now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let store = self.inner()?;
-        let stats = py.detach(|| store.stats()).map_err(errors::submit)?;
-        let text = serde_json::to_string(&stats).map_err(|error| Invalid::new_err(error.to_string()))?;
-        py.import("json")?.call_method1("loads", (text,))
+        let (stats, slow) =
+            py.detach(|| Ok((store.stats()?, store.slow_stats()?))).map_err(errors::submit)?;
+        let dict = dict(py, &stats)?;
+        dict.call_method1("update", (self::dict(py, &slow)?,))?;
+        Ok(dict)
+    }
+
+    /// A pass of prefill over the tokens ``start..end`` of a prompt took so many ``seconds``. Owed once for every pass, also
+    /// for those that follow a load: it is what the choice between loading and recomputing learns from. Does nothing
+    /// without ``tokens_per_block``.
+    fn observed_prefill(&self, py: Python<'_>, start: u32, end: u32, seconds: f64) -> PyResult<()> {
+        let (store, took) = (self.inner()?, ticket::limit(Some(seconds))?.unwrap_or_default());
+        py.detach(|| store.observed_prefill(start, end, took)).map_err(errors::submit)
+    }
+
+    /// What it would cost, in seconds, to serve a chain here, for routers that compare places: ``blocks`` that are here,
+    /// ``recompute`` for all, ``expected`` and ``p90`` by the better way, and the same ``with_remote`` if the best remote
+    /// store had the rest. Asks no remote store. ``None`` without ``tokens_per_block``.
+    fn quote<'py>(&self, py: Python<'py>, keys: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let (keys, store) = (TakenKeys::take(keys)?, self.inner()?);
+        let quote = py.detach(|| Ok::<_, Refusal>(store.quote(&keys.bind(store)?)?))?;
+        let part = |quote: &Quote| serde_json::json!({"recompute": quote.recompute, "expected": quote.expected, "p90": quote.p90});
+        let all = |quote: PrefixQuote| {
+            let mut all = part(&quote.here);
+            all["blocks"] = quote.found.blocks.into();
+            all["with_remote"] = quote.with_remote.as_ref().map(part).into();
+            dict(py, &all)
+        };
+        quote.map(all).transpose()
+    }
+
+    /// The account behind "never worse than recomputing", in seconds: ``actual`` time spent, what ``recompute_only`` would
+    /// have taken, and what is ``reserved`` for loads under way. ``None`` without ``tokens_per_block``.
+    fn balance<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let store = self.inner()?;
+        let balance = py.detach(|| store.balance()).map_err(errors::submit)?;
+        let seconds = |nanos: Nanos| nanos.0 as f64 * 1e-9;
+        let account = |balance: Balance| {
+            let Balance { actual, recompute_only, reserved } = balance;
+            let (actual, recompute, reserved) = (seconds(actual), seconds(recompute_only), seconds(reserved));
+            dict(
+                py,
+                &serde_json::json!({"actual": actual, "recompute_only": recompute, "reserved": reserved}),
+            )
+        };
+        balance.map(account).transpose()
     }
 
     /// Cancels what is under way and closes pool and log. When it returns, no buffer is touched any more. A second call
@@ -404,6 +473,12 @@ impl Drop for Store {
             }
         }
     }
+}
+
+/// As Python's `json` reads it.
+fn dict<'py>(py: Python<'py>, what: &impl serde::Serialize) -> PyResult<Bound<'py, PyAny>> {
+    let text = serde_json::to_string(what).map_err(|error| Invalid::new_err(error.to_string()))?;
+    py.import("json")?.call_method1("loads", (text,))
 }
 
 fn token_ids(tokens: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kv_core::planner::Reasons;
 use kv_cuda::driver::RuntimeStream;
 use kvtier_ffi::KeyStatus;
 use kvtier_ffi::task::LayerError;
@@ -171,6 +172,16 @@ impl Ticket {
             eight.iter().rev().fold(0, |bits, status| bits << 1 | u8::from(status.is_done()))
         };
         Ok(PyBytes::new(py, &statuses.chunks(8).map(byte).collect::<Vec<_>>()))
+    }
+
+    /// Why a load of a chain used slow sources (NVMe, remote stores), or not: every term in seconds and the one that
+    /// decided. ``None`` when none was asked about, or not yet.
+    fn why(&self) -> PyResult<Option<String>> {
+        let why = self.inner()?.why();
+        Ok(why.map(|Reasons { nvme, remote }| {
+            let parts = [("NVMe", nvme), ("remote", remote)].into_iter();
+            parts.filter_map(|(name, part)| Some(format!("{name}: {}", part?))).collect()
+        }))
     }
 
     /// Asks for an early end. The buffers are in use until the ticket is done all the same.

@@ -56,7 +56,7 @@ def test_a_thread_that_is_not_a_daemon_is_waited_for_as_usual():
 
 def test_a_forked_process_gets_exceptions_and_can_exit():
     code = """
-    import warnings
+    import kvtier.log, warnings
     warnings.simplefilter("ignore")
     store, slow_get = slow()
     queue, runs, keys = kvtier.Queue(), kvtier.Runs([1], 1), store.keys([b"k"])
@@ -73,8 +73,7 @@ def test_a_forked_process_gets_exceptions_and_can_exit():
         calls += [get.poll, slow_get.cancel, slow_get.release, queue.drain, queue.fileno, store.close, store.stats]
         good = all([refused(call) for call in calls])
         del get, slow_get, store, queue
-        with kvtier.Store(8192, 1 << 22) as own:
-            good = good and own.put([b"k"], bytes(8192)).wait().done == 1
+        good = good and refused(lambda: kvtier.Store(8192, 1 << 22)) and refused(kvtier.log.enable)
         # The usual end, with everything that is run at exit.
         sys.exit(0 if good else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -83,6 +82,28 @@ def test_a_forked_process_gets_exceptions_and_can_exit():
     print("ok")
     """
     assert python(textwrap.dedent(SLOW) + textwrap.dedent(code)) == (0, "ok", "")
+
+
+def test_a_process_that_was_forked_before_any_store_opens_its_own():
+    code = """
+    queue = kvtier.Queue()
+    child = os.fork()
+    with kvtier.Store(8192, 1 << 22) as store:
+        assert store.put([b"k"], bytes(8192)).wait().done == 1
+        # Once there are threads, nobody forks further.
+        if child and (grandchild := os.fork()) == 0:
+            try:
+                kvtier.Store(8192, 1 << 22)
+            except kvtier.Forked:
+                os._exit(0)
+            os._exit(1)
+    if child:
+        for process in (child, grandchild):
+            assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+        print("ok")
+    """
+    head = "import warnings; warnings.simplefilter('ignore')"
+    assert python(head + textwrap.dedent(code)) == (0, "ok", "")
 
 
 def test_a_spawned_process_opens_its_own():

@@ -1,8 +1,9 @@
-//! Makes what is generated from `kernels/` and checked in, or checks that it is current.
+//! Makes what is generated from `kernels/`, and from a C API elsewhere, and checked in, or checks that it is current.
 //!
 //! ```text
 //! kernels/*.cu ── nvcc ──► PTX ── lower .version ──► kernels/generated/*.ptx ── ptxas ──► resources
 //! kernels/kv_kernels.h ── bindgen ──► kv-cuda/src/kernels/args.rs                            │
+//! kv-tiers/src/remote/mooncake/store_c.h ── bindgen ──► bindings.rs beside it                │
 //! all of them ── hashes ──► kernels/generated/manifest.json ◄────────────────────────────────┘
 //! ```
 //!
@@ -74,9 +75,9 @@ fn generate(tools: &Path) -> Result<Generated, Error> {
         .iter()
         .map(|source| compile::compile(&tools, &root, source))
         .collect::<Result<Vec<_>, _>>()?;
-    let bindings = bindings::bindings(&tools, &root)?;
     let mut generated = Generated::default();
-    generated.add("kv-cuda/src/kernels/args.rs", bindings);
+    generated.add("kv-cuda/src/kernels/args.rs", bindings::kernel_args(&tools, &root)?);
+    generated.add("kv-tiers/src/remote/mooncake/bindings.rs", bindings::mooncake_store(&tools, &root)?);
     for module in &modules {
         generated.add(&format!("{}/{}.ptx", output::FOLDER, module.source.name), module.ptx.clone());
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::bindings::STORE_C;
 use crate::compile::{Module, Resources};
 use crate::output::{Error, Generated};
 use crate::tools::Tools;
@@ -60,7 +61,7 @@ fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// Hashes of everything that nvcc and bindgen read: the sources at the top of `kernels/`.
+/// Hashes of everything that nvcc and bindgen read: the sources at the top of `kernels/`, and a header elsewhere.
 fn inputs(root: &Path) -> Result<BTreeMap<String, String>, Error> {
     let folder = root.join("kernels");
     let mut inputs = BTreeMap::new();
@@ -72,6 +73,8 @@ fn inputs(root: &Path) -> Result<BTreeMap<String, String>, Error> {
             inputs.insert(format!("kernels/{}", name.to_string_lossy()), hash(&content));
         }
     }
+    let path = root.join(STORE_C);
+    inputs.insert(STORE_C.to_owned(), hash(&fs::read(&path).map_err(Error::at(&path))?));
     Ok(inputs)
 }
 

@@ -171,6 +171,15 @@ impl CostModel {
         Decision { load: wait_for, probe, why }
     }
 
+    /// A load or probe is of so many bytes after all, raw.
+    pub(crate) fn resize(&mut self, now: Nanos, ticket: &mut Ticket, bytes: Bytes) {
+        let Some(source) = self.sources.get_mut(usize::from(ticket.source.0)) else { return };
+        source.load.end(ticket.size.bytes);
+        ticket.size = LoadSize::raw(bytes);
+        ticket.forecast = source.load.forecast(now, &ticket.size);
+        source.load.begin(bytes);
+    }
+
     /// What would it cost to serve this range here? Changes nothing.
     #[must_use]
     pub fn quote(&self, now: Nanos, ask: &Ask, offers: &[Offer]) -> Quote {

@@ -91,6 +91,11 @@ impl LoadModel {
         self.measured >= MEASURED && bytes.0 <= self.largest.saturating_mul(STRETCH)
     }
 
+    /// The largest load that could be predicted, if any can.
+    pub(super) const fn largest_known(&self) -> Option<Bytes> {
+        if self.measured() { Some(Bytes(self.largest.saturating_mul(STRETCH))) } else { None }
+    }
+
     /// Whether anything could be predicted at all.
     pub(super) const fn measured(&self) -> bool {
         self.measured >= MEASURED

@@ -21,14 +21,11 @@
 //! late, in any order, or never: what is not settled stays reserved. A load that returns wrong bytes has failed after
 //! the time that was waited for it. A recompute slower than predicted is slower on both sides of the account.
 //!
-//! # The seam to the planner
+//! # The planner asks
 //!
-//! `Planner::acquire` finds a prefix of which a part is in slow sources. Instead of planning those loads it asks
-//! [`CostModel::decide`] with the tokens between the prefix in fast tiers and the end of the slow part, one [`Offer`]
-//! per source that has them. A [`Load`] becomes the load jobs, with the earlier of its deadline and the request's as the
-//! request's; without one the request is cut there. The ticket is kept in the request and
-//! settled where the planner answers it (`Ready`), cancels it, or cuts it at its deadline. A [`Probe`] becomes a job of
-//! the urgency `WriteBack`. `commit` reports the pass, for which the runtime must say how long it took.
+//! [`Planner::acquire`](crate::planner::Planner::acquire) asks with what NVMe has of a chain, and with what remote stores
+//! may have of the rest; it keeps the tickets and settles them. The runtime owes it
+//! [`observed_prefill`](crate::planner::Planner::observed_prefill) for every pass.
 //!
 //! ```
 //! use kv_core::cost::{Ask, CostConfig, CostModel, LoadSize, LoadTimes, Offer, Outcome, SourceConfig, TokenRange};

@@ -140,6 +140,13 @@ impl CostModel {
         self.sources.get(usize::from(id.0)).map_or(Bytes(0), |s| s.load.in_flight())
     }
 
+    /// The largest load that a source was measured well enough for; `None` if it was hardly measured at all. A larger
+    /// one is not admitted, but the first part of it may be.
+    #[must_use]
+    pub fn largest_known(&self, id: SourceId) -> Option<Bytes> {
+        self.sources.get(usize::from(id.0))?.load.largest_known()
+    }
+
     /// A pass of prefill over `range` has ended after `took`. Every pass is reported once, also those that follow a load,
     /// whether it came or not; a pass that was broken off is not.
     pub fn observed_prefill(&mut self, now: Nanos, range: TokenRange, took: Nanos) {

@@ -1,9 +1,10 @@
 //! The first half of a request: what is found is pinned or starts loading, the rest gets slots of its own.
 
-use super::inflight::{InFlight, Waiter, Waiters};
+use super::inflight::{InFlight, ReadFrom, Waiter, Waiters};
 use super::log_space;
 use super::pool::{self, Pin, Private};
-use super::request::{Held, Request, RequestBlock, Source};
+use super::request::{Found, Held, Request, RequestBlock, Source};
+use super::stake::{End, Which};
 use super::{Outbox, Planner, PlannerError, Ready, job_id, job_key, request_id, request_key};
 use crate::ids::{RequestId, SlotId};
 use crate::index::{NamespaceIndex, NodeId};
@@ -45,6 +46,9 @@ impl Planner {
         self.stats.block_refs += keys.len() as u64;
 
         let nodes = self.match_own(namespace, keys);
+        let weighed = self.weigh_nvme(now, keys.len() as u32, &nodes);
+        let (used, mut loads, probe) =
+            weighed.map_or((nodes.len(), None, None), |w| (w.used, Some(w.loads), w.probe));
         let mut blocks = self.spare_chains.pop().unwrap_or_default();
         blocks.extend(keys.iter().map(|key| RequestBlock { key: *key, held: Held::Nothing, found: None }));
         let id = self.requests.insert(Request {
@@ -56,17 +60,18 @@ impl Planner {
             limit: 0,
             pending: 0,
             ready: None,
+            loads: None,
         });
 
         // First pin all that was found, so that making room for one block cannot evict another.
-        for (block, node) in blocks.iter_mut().zip(&nodes) {
+        for (block, node) in blocks.iter_mut().zip(&nodes[..used]) {
             let Some((tier, source)) = self.pin_source(*node) else { break };
-            block.found = Some(tier);
+            block.found = Some(Found::Tier(tier));
             block.held = Held::Found(source);
         }
         self.make_room_for(&blocks, now, out);
         let (mut matched, mut pending) = (0, 0);
-        for (block, node) in blocks.iter_mut().zip(&nodes) {
+        for (block, node) in blocks.iter_mut().zip(&nodes[..used]) {
             let Held::Found(source) = block.held.take() else { break };
             let waiter = Waiter { request: request_id(id), block: matched };
             let Some(held) = self.bring(now, *node, source, waiter, out) else { break };
@@ -86,11 +91,35 @@ impl Planner {
             block.held = Held::Private(private);
             granted += 1;
         }
+        if let Some(probe) = probe {
+            self.probe_nvme(now, &nodes[used..], probe, out);
+        }
         self.matched = nodes;
-        self.requests[id] =
-            Request { namespace, deadline, blocks, matched, granted, limit: matched, pending, ready: None };
-        if pending == 0 {
+        let stake = loads.as_mut().and_then(|loads| loads.nvme.as_mut());
+        let nvme_pending = stake.map(|stake| {
+            stake.bring(&blocks, matched);
+            out.tick_by = out.tick_by.min(stake.deadline);
+            stake.pending
+        });
+        self.requests[id] = Request {
+            namespace,
+            deadline,
+            blocks,
+            matched,
+            granted,
+            limit: matched,
+            pending,
+            ready: None,
+            loads,
+        };
+        if nvme_pending == Some(0) {
+            self.end_stake(now, id, Which::Nvme, End::Cancelled);
+        }
+        self.ask_remote(now, id, 0, out);
+        if self.requests[id].is_done() {
             self.answer(id, now, out);
+        } else {
+            out.tick_by = out.tick_by.min(deadline);
         }
         Ok(request_id(id))
     }
@@ -122,7 +151,7 @@ impl Planner {
         nodes
     }
 
-    fn pin_source(&mut self, node: NodeId) -> Option<(Tier, Source)> {
+    pub(super) fn pin_source(&mut self, node: NodeId) -> Option<(Tier, Source)> {
         let best = self.index.best_tier(node)?;
         if best == self.top {
             let slot = self.index.ready_slot(node, best)?;
@@ -167,7 +196,7 @@ impl Planner {
     }
 
     /// Starts what is needed to have the block in the top tier. `None` when there is no room for it.
-    fn bring(
+    pub(super) fn bring(
         &mut self,
         now: Nanos,
         node: NodeId,
@@ -177,17 +206,7 @@ impl Planner {
     ) -> Option<Held> {
         match source {
             Source::Top(pin) => Some(Held::Pinned(pin, node)),
-            Source::OnItsWay => {
-                let slot = self.index.slot(node, self.top)?;
-                let job = self.pool(self.top).filling_job(slot)?;
-                match self.jobs.get_mut(job_key(job))? {
-                    InFlight::Onboard { waiters, .. } | InFlight::Read { waiters, .. } => {
-                        waiters.push(waiter)
-                    }
-                    _ => return None,
-                }
-                Some(Held::Waiting)
-            }
+            Source::OnItsWay => self.await_arrival(node, waiter),
             Source::Host(pin) => {
                 let Some(target) = self.allocate(Tier::Hbm, now, out) else {
                     self.host.unpin(pin);
@@ -219,8 +238,19 @@ impl Planner {
         }
     }
 
+    /// Waits for a block that another load is bringing to the top tier.
+    pub(super) fn await_arrival(&mut self, node: NodeId, waiter: Waiter) -> Option<Held> {
+        let slot = self.index.slot(node, self.top)?;
+        let job = self.pool(self.top).filling_job(slot)?;
+        match self.jobs.get_mut(job_key(job))? {
+            InFlight::Onboard { waiters, .. } | InFlight::Read { waiters, .. } => waiters.push(waiter),
+            _ => return None,
+        }
+        Some(Held::Waiting)
+    }
+
     /// Binds a slot to the block whose bytes are about to come.
-    fn expect(&mut self, tier: Tier, private: Private, node: NodeId, now: Nanos) -> pool::Filling {
+    pub(super) fn expect(&mut self, tier: Tier, private: Private, node: NodeId, now: Nanos) -> pool::Filling {
         self.index.place(node, tier, private.slot());
         let touch = self.touch(node, now);
         let pool = self.pool_mut(tier);
@@ -257,7 +287,8 @@ impl Planner {
         let place = log.place(source.slot());
         let expect = self.identity(node, place.generation);
         let (host, hbm) = (target.slot(), onward.as_ref().map(pool::Filling::slot));
-        let id = job_id(self.jobs.insert(InFlight::Read { node, source, target, onward, waiters }));
+        let read = InFlight::Read { node, source: ReadFrom::Log(source), target, onward, waiters };
+        let id = job_id(self.jobs.insert(read));
         self.host.attach(host, id);
         if let Some(hbm) = hbm {
             self.hbm.attach(hbm, id);
@@ -267,6 +298,7 @@ impl Planner {
 
     /// Answers a request: what is readable stays pinned, all the rest gets slots of its own.
     pub(super) fn answer(&mut self, id: DefaultKey, now: Nanos, out: &mut Outbox) {
+        self.end_all_stakes(now, id, End::Cancelled);
         let Some(request) = self.requests.get_mut(id) else { return };
         let (ready, matched) = (request.limit, request.matched);
         request.ready = Some(ready);
@@ -293,15 +325,21 @@ impl Planner {
                 self.pool_mut(self.top).give_back(private);
             }
         }
-        let mut hits = PerTier::default();
-        for tier in blocks[..ready as usize].iter().filter_map(|b| b.found) {
-            hits[tier] += 1;
-            self.stats.hits[tier] += 1;
+        let (mut hits, mut remote_hits) = (PerTier::default(), 0);
+        for found in blocks[..ready as usize].iter().filter_map(|b| b.found) {
+            match found {
+                Found::Tier(tier) => {
+                    hits[tier] += 1;
+                    self.stats.hits[tier] += 1;
+                }
+                Found::Remote => remote_hits += 1,
+            }
         }
+        self.stats.remote_hits += u64::from(remote_hits);
         self.stats.no_room += u64::from(blocks.len() as u32 - granted);
         let lost = matched - ready;
         self.stats.lost += u64::from(lost);
-        out.replies.push(Ready { request: request_id(id), ready, granted, hits, lost });
+        out.replies.push(Ready { request: request_id(id), ready, granted, hits, remote_hits, lost });
         if let Some(request) = self.requests.get_mut(id) {
             request.blocks = blocks;
             request.granted = granted;

@@ -1,7 +1,7 @@
 //! Checks that the planner's books balance. For tests, the simulator and suspicious operators.
 
 use super::Planner;
-use super::inflight::InFlight;
+use super::inflight::{InFlight, ReadFrom};
 use super::pool::Census;
 use super::request::Held;
 use crate::tier::Tier;
@@ -41,7 +41,8 @@ impl Planner {
                 (InFlight::Offload { .. }, Tier::Hbm) => (1, 0, 0),
                 (InFlight::Offload { .. }, _) => (0, 1, 0),
                 (InFlight::Write { .. }, Tier::Host) => (1, 0, 0),
-                (InFlight::Rescue { .. }, Tier::Host) => (0, 0, 1),
+                (InFlight::Put { sources, .. }, Tier::Host) => (sources.len() as u32, 0, 0),
+                (InFlight::Rescue { .. } | InFlight::Probe { .. }, Tier::Host) => (0, 0, 1),
                 (InFlight::Reinsert { source, .. }, Tier::Host) => match source {
                     super::inflight::RescueSource::Staged(_) => (0, 0, 1),
                     super::inflight::RescueSource::Resident(_) => (1, 0, 0),
@@ -72,7 +73,9 @@ impl Planner {
         let (mut readers, mut writers) = (0, 0);
         for job in self.jobs.values() {
             match job {
-                InFlight::Read { .. } | InFlight::Rescue { .. } => readers += 1,
+                InFlight::Read { source: ReadFrom::Log(_), .. }
+                | InFlight::Probe { source: ReadFrom::Log(_), .. }
+                | InFlight::Rescue { .. } => readers += 1,
                 InFlight::Write { .. } | InFlight::Reinsert { .. } => writers += 1,
                 _ => {}
             }

@@ -81,6 +81,7 @@ impl Planner {
         self.steps = steps;
         self.let_go(blocks);
         self.write_behind(now, out);
+        self.put_behind(now, out);
         Ok(())
     }
 
@@ -97,6 +98,9 @@ impl Planner {
                 self.index.place(node, top, private.slot());
                 let pin = self.pool_mut(top).bind_ready(private, node);
                 self.became_readable(node, top, out);
+                if top == Tier::Host {
+                    self.offer_remote(node);
+                }
                 (Held::Pinned(pin, node), true)
             }
         }

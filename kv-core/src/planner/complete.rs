@@ -1,7 +1,7 @@
 //! What happens when a hand reports that a job has ended.
 
-use super::inflight::{InFlight, RescueSource, Waiters};
-use super::log_space::{Reading, Writing};
+use super::inflight::{InFlight, ReadFrom, RescueSource, Waiter, Waiters};
+use super::log_space::Writing;
 use super::pool::Filling;
 use super::request::Held;
 use super::{Outbox, Planner, job_key, request_key};
@@ -35,6 +35,22 @@ impl Planner {
             Err(error) => Err(error),
         };
         match ended {
+            InFlight::Lookup { .. } | InFlight::Get { .. } | InFlight::Put { .. } => {
+                self.remote_failed(now, job, ended, result.err().unwrap_or(TransferError::Down), out);
+            }
+            ended => self.copy_ended(now, ended, result, out),
+        }
+    }
+
+    /// A copy, a read or a write has ended.
+    pub(super) fn copy_ended(
+        &mut self,
+        now: Nanos,
+        ended: InFlight,
+        result: Result<(), TransferError>,
+        out: &mut Outbox,
+    ) {
+        match ended {
             InFlight::Onboard { node, source, target, waiters } => {
                 self.host.unpin(source);
                 self.stats.onboards += u64::from(result.is_ok());
@@ -49,6 +65,10 @@ impl Planner {
                 self.stats.offloads += u64::from(result.is_ok());
                 self.stats.failed_writes += u64::from(result.is_err());
                 self.arrived(now, Tier::Host, node, target, Waiters::default(), result, out);
+                if result.is_ok() {
+                    self.offer_remote(node);
+                    self.put_behind(now, out);
+                }
             }
             InFlight::Write { node, source, target } => {
                 if result.is_ok() {
@@ -78,6 +98,18 @@ impl Planner {
                 }
                 self.reinsert_ended(now, node, key, target, from, result, out);
             }
+            InFlight::Probe { probe, source, target } => {
+                match result {
+                    Ok(()) => self.host.give_back(target),
+                    Err(error) => {
+                        self.stats.given_up_slots += u64::from(error == TransferError::InDoubt);
+                        self.host.failed(target, error);
+                    }
+                }
+                let record = self.read_from(source, result);
+                self.probe_part_ended(now, probe, result);
+                record.into_iter().for_each(|record| self.emptied(record, out));
+            }
             InFlight::OpenSegment { segment } => {
                 self.write_health.note(now, result.is_ok());
                 if let Some(log) = &mut self.log {
@@ -91,6 +123,8 @@ impl Planner {
                     log.sealed(segment);
                 }
             }
+            // Ended in `remote_failed`.
+            InFlight::Lookup { .. } | InFlight::Get { .. } | InFlight::Put { .. } => {}
         }
     }
 
@@ -118,33 +152,57 @@ impl Planner {
             self.stats.given_up_slots += u64::from(error == TransferError::InDoubt);
             self.pool_mut(tier).abandon(target, error);
             self.gone(node, tier, out);
-            self.notify(now, node, None, waiters, out);
+            self.notify(now, node, Err(error), waiters, out);
             self.index.release(node);
             return;
         }
         let slot = target.slot();
         let pin = self.pool_mut(tier).fill(target);
         self.became_readable(node, tier, out);
-        self.notify(now, node, Some(slot), waiters, out);
+        self.notify(now, node, Ok(slot), waiters, out);
         self.pool_mut(tier).unpin(pin);
     }
 
     /// Tells every request that still waits for the block, and answers those that can go on.
-    fn notify(&mut self, now: Nanos, node: NodeId, slot: Option<SlotId>, waiters: Waiters, out: &mut Outbox) {
+    fn notify(
+        &mut self,
+        now: Nanos,
+        node: NodeId,
+        slot: Result<SlotId, TransferError>,
+        waiters: Waiters,
+        out: &mut Outbox,
+    ) {
         for waiter in waiters.drain() {
-            let id = request_key(waiter.request);
+            let Waiter { request, block } = waiter;
+            let id = request_key(request);
             let top = self.top;
             let Some(request) = self.requests.get(id) else { continue };
-            let waits = request.blocks.get(waiter.block as usize);
+            let waits = request.blocks.get(block as usize);
             if !waits.is_some_and(|b| matches!(b.held, Held::Waiting)) {
                 continue;
             }
-            let held = match slot.and_then(|slot| self.pool_mut(top).pin(slot)) {
-                Some(pin) => Held::Pinned(pin, node),
-                None => Held::Failed,
-            };
-            if self.requests.get_mut(id).is_some_and(|r| r.load_ended(waiter.block, held)) {
+            let held = slot.and_then(|slot| match self.pool_mut(top).pin(slot) {
+                Some(pin) => Ok(Held::Pinned(pin, node)),
+                None => Err(TransferError::Down),
+            });
+            if self.load_ended(now, id, block, held) {
                 self.answer(id, now, out);
+            }
+        }
+    }
+
+    /// Lets go of the source of a read, and counts it; the record, if it was one of the log.
+    fn read_from(&mut self, source: ReadFrom, result: Result<(), TransferError>) -> Option<SlotId> {
+        match source {
+            ReadFrom::Log(reading) => {
+                let record = reading.slot();
+                self.end_reading(reading);
+                self.stats.nvme_reads += u64::from(result.is_ok());
+                Some(record)
+            }
+            ReadFrom::Remote => {
+                self.stats.remote_reads += u64::from(result.is_ok());
+                None
             }
         }
     }
@@ -154,16 +212,14 @@ impl Planner {
         &mut self,
         now: Nanos,
         node: NodeId,
-        source: Reading,
+        source: ReadFrom,
         target: Filling,
         onward: Option<Filling>,
         waiters: Waiters,
         result: Result<(), TransferError>,
         out: &mut Outbox,
     ) {
-        let from = source.slot();
-        self.end_reading(source);
-        self.stats.nvme_reads += u64::from(result.is_ok());
+        let record = self.read_from(source, result);
         self.count_load_failure(result);
         match (result, onward) {
             (Ok(()), Some(hbm)) => {
@@ -174,22 +230,27 @@ impl Planner {
             (Ok(()), None) => self.arrived(now, Tier::Host, node, target, waiters, result, out),
             (Err(error), onward) => {
                 // A record that cannot be read once is not worth a second surprise.
-                if !matches!(error, TransferError::Down | TransferError::InDoubt) {
+                if let Some(record) = record
+                    && !matches!(error, TransferError::Down | TransferError::InDoubt)
+                {
                     let key = self.index.key(node);
-                    self.drop_if_there(node, key, from, out);
+                    self.drop_if_there(node, key, record, out);
                 }
                 match onward {
                     // Host first: the HBM slot keeps the node alive meanwhile.
                     Some(hbm) => {
                         self.arrived(now, Tier::Host, node, target, Waiters::default(), result, out);
-                        // Nothing was on its way to HBM yet.
-                        self.arrived(now, Tier::Hbm, node, hbm, waiters, Err(TransferError::Down), out);
+                        // Nothing was on its way to HBM yet, so there nothing is in doubt.
+                        let why = if error == TransferError::InDoubt { TransferError::Down } else { error };
+                        self.arrived(now, Tier::Hbm, node, hbm, waiters, Err(why), out);
                     }
                     None => self.arrived(now, Tier::Host, node, target, waiters, result, out),
                 }
             }
         }
-        self.emptied(from, out);
+        if let Some(record) = record {
+            self.emptied(record, out);
+        }
     }
 
     fn write_ended(

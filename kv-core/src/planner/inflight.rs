@@ -2,7 +2,8 @@
 
 use super::log_space::{Reading, Writing};
 use super::pool::{Filling, Pin, Private};
-use crate::ids::{RequestId, SegmentId, SlotId};
+use super::probe::ProbeId;
+use crate::ids::{JobId, RemoteId, RequestId, SegmentId, SlotId};
 use crate::index::NodeId;
 use crate::key::BlockKey;
 
@@ -51,7 +52,7 @@ pub(super) enum InFlight {
     /// `onward` is the HBM slot that the block goes on to.
     Read {
         node: NodeId,
-        source: Reading,
+        source: ReadFrom,
         target: Filling,
         onward: Option<Filling>,
         waiters: Waiters,
@@ -82,12 +83,46 @@ pub(super) enum InFlight {
         target: Writing,
         from: SlotId,
     },
+    /// A block is read to measure its source, into a slot that no look-up can see.
+    Probe {
+        probe: ProbeId,
+        source: ReadFrom,
+        target: Private,
+    },
     OpenSegment {
         segment: SegmentId,
     },
     SealSegment {
         segment: SegmentId,
     },
+    /// Asks a remote store what it has.
+    Lookup {
+        request: RequestId,
+        remote: RemoteId,
+    },
+    /// The call that brings the blocks of several `Read`s.
+    Get {
+        owner: GetOwner,
+        jobs: Vec<JobId>,
+    },
+    Put {
+        remote: RemoteId,
+        sources: Vec<(Pin, NodeId)>,
+    },
+}
+
+/// Where a block is read from.
+#[derive(Debug)]
+pub(super) enum ReadFrom {
+    Log(Reading),
+    Remote,
+}
+
+/// Who learns how a call's time was spent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum GetOwner {
+    Request(RequestId),
+    Probe(ProbeId),
 }
 
 #[derive(Debug)]

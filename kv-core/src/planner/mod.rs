@@ -24,8 +24,14 @@ mod inflight;
 mod log_space;
 mod outbox;
 mod pool;
+mod probe;
+mod put_behind;
+mod quote;
+mod remote;
 mod request;
 mod restore;
+mod slow;
+mod stake;
 mod stats;
 mod write_behind;
 
@@ -41,11 +47,15 @@ use log_space::LogSpace;
 use pool::{Pin, Private, SlotPool};
 use request::{Held, Request, RequestBlock};
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
+use slow::Slow;
+use stake::End;
 use std::collections::VecDeque;
 
-pub use config::{ConfigError, PlannerConfig};
+pub use config::{ConfigError, PlannerConfig, RemoteSource, SlowSources};
 pub use log_space::LogShape;
 pub use outbox::{Event, Outbox, Ready};
+pub use quote::PrefixQuote;
+pub use slow::Reasons;
 pub use stats::PlannerStats;
 
 /// A call that makes no sense in the planner's present state. Nothing has changed.
@@ -109,6 +119,7 @@ pub struct Planner {
     host: SlotPool,
     log: Option<LogSpace>,
     admission: NvmeAdmission,
+    slow: Option<Slow>,
     namespaces: Vec<Namespace>,
     requests: SlotMap<DefaultKey, Request>,
     jobs: SlotMap<DefaultKey, InFlight>,
@@ -162,6 +173,7 @@ impl Planner {
             host: pool(Tier::Host, config.host_slots),
             log: config.log.map(LogSpace::new),
             admission: NvmeAdmission::new(config.nvme_budget),
+            slow: config.slow.as_ref().map(Slow::new).transpose()?,
             namespaces: Vec::new(),
             requests: SlotMap::new(),
             jobs: SlotMap::new(),
@@ -272,7 +284,8 @@ impl Planner {
     ///
     /// # Errors
     /// [`PlannerError::UnknownRequest`].
-    pub fn cancel(&mut self, request: RequestId) -> Result<(), PlannerError> {
+    pub fn cancel(&mut self, now: Nanos, request: RequestId) -> Result<(), PlannerError> {
+        self.end_all_stakes(now, request_key(request), End::Cancelled);
         let ended =
             self.requests.remove(request_key(request)).ok_or(PlannerError::UnknownRequest(request))?;
         self.let_go(ended.blocks);
@@ -288,24 +301,34 @@ impl Planner {
         }
     }
 
-    /// Time has passed: answers requests whose deadline has come and goes on with write-behind.
+    /// Time has passed: answers requests whose deadline has come, gives up slow loads at theirs, and goes on with
+    /// write-behind.
     pub fn tick(&mut self, now: Nanos, out: &mut Outbox) {
-        let late = |r: &Request| r.ready.is_none() && r.deadline <= now;
-        while let Some((id, _)) = self.requests.iter().find(|(_, r)| late(r)) {
-            if let Some(request) = self.requests.get_mut(id)
-                && let Some(first) = request.first_waiting()
-            {
-                request.cut(first.min(request.limit));
+        let due = |r: &Request| r.ready.is_none() && r.next_deadline() <= now;
+        while let Some((id, request)) = self.requests.iter().find(|(_, r)| due(r)) {
+            if request.deadline <= now {
+                self.end_all_stakes(now, id, End::Late);
+                if let Some(request) = self.requests.get_mut(id)
+                    && let Some(first) = request.first_waiting(0..request.matched)
+                {
+                    request.cut(first.min(request.limit));
+                }
+                self.answer(id, now, out);
+                continue;
             }
-            self.answer(id, now, out);
+            self.give_up_late(now, id);
+            if self.requests.get(id).is_some_and(Request::is_done) {
+                self.answer(id, now, out);
+            }
         }
         self.write_behind(now, out);
+        self.put_behind(now, out);
     }
 
     /// When [`Planner::tick`] should be called next, at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        let waiting = self.requests.values().filter(|r| r.ready.is_none()).map(|r| r.deadline);
+        let waiting = self.requests.values().filter(|r| r.ready.is_none()).map(Request::next_deadline);
         let resume = self.write_health.resume_at().filter(|_| !self.closing);
         waiting.chain(resume).min().filter(|d| *d != Nanos::NEVER)
     }

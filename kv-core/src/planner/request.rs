@@ -2,10 +2,12 @@
 
 use super::log_space::Reading;
 use super::pool::{Pin, Private};
+use super::stake::Loads;
 use crate::index::{NamespaceIndex, NodeId};
 use crate::key::BlockKey;
 use crate::tier::Tier;
 use crate::units::Nanos;
+use std::ops::Range;
 
 /// From where a block that look-up found will be brought to the top tier.
 #[derive(Debug)]
@@ -43,12 +45,18 @@ impl Held {
     }
 }
 
+/// Where a block was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Tier(Tier),
+    Remote,
+}
+
 #[derive(Debug)]
 pub(super) struct RequestBlock {
     pub(super) key: BlockKey,
     pub(super) held: Held,
-    /// Where look-up found it.
-    pub(super) found: Option<Tier>,
+    pub(super) found: Option<Found>,
 }
 
 #[derive(Debug)]
@@ -66,22 +74,31 @@ pub(super) struct Request {
     pub(super) pending: u32,
     /// Set by the reply: blocks `0..ready` are readable.
     pub(super) ready: Option<u32>,
+    /// What it has to do with slow sources, if anything.
+    pub(super) loads: Option<Box<Loads>>,
 }
 
 impl Request {
-    /// The load of a waiting block ended. True when the request can be answered.
-    pub(super) fn load_ended(&mut self, block: u32, held: Held) -> bool {
+    /// The load of a waiting block ended.
+    pub(super) fn load_ended(&mut self, block: u32, held: Held) {
         let failed = matches!(held, Held::Failed);
         self.blocks[block as usize].held = held;
-        if block >= self.limit {
-            return false;
+        match (block < self.limit, failed) {
+            (true, true) => self.cut(block),
+            (true, false) => self.pending -= 1,
+            (false, _) => {}
         }
-        if failed {
-            self.cut(block);
-        } else {
-            self.pending -= 1;
-        }
-        self.pending == 0
+    }
+
+    /// Nothing is left to wait for, and it has not been answered.
+    pub(super) fn is_done(&self) -> bool {
+        let looking = self.loads.as_ref().is_some_and(|loads| loads.looking.is_some());
+        self.ready.is_none() && self.pending == 0 && !looking
+    }
+
+    /// When it is to be answered at the latest, or to give up a part.
+    pub(super) fn next_deadline(&self) -> Nanos {
+        self.loads.as_ref().map_or(Nanos::NEVER, |loads| loads.deadline()).min(self.deadline)
     }
 
     /// Blocks from `limit` on no longer count.
@@ -91,8 +108,9 @@ impl Request {
         self.pending = self.blocks[..limit as usize].iter().filter(waiting).count() as u32;
     }
 
-    /// The first block whose load has not ended.
-    pub(super) fn first_waiting(&self) -> Option<u32> {
-        self.blocks.iter().position(|b| matches!(b.held, Held::Waiting)).map(|i| i as u32)
+    /// The first of these blocks whose load has not ended.
+    pub(super) fn first_waiting(&self, blocks: Range<u32>) -> Option<u32> {
+        let mut range = blocks;
+        range.find(|i| matches!(self.blocks[*i as usize].held, Held::Waiting))
     }
 }

@@ -11,6 +11,24 @@ pub struct PlannerStats {
     pub block_refs: u64,
     /// Blocks found and made ready, by the tier they were found in.
     pub hits: PerTier<u64>,
+    /// Blocks that came from remote stores for a request that waited for them.
+    pub remote_hits: u64,
+    /// Questions to remote stores what they have.
+    pub remote_lookups: u64,
+    /// Blocks that came from a remote store, probes included.
+    pub remote_reads: u64,
+    /// Blocks stored in a remote store.
+    pub remote_writes: u64,
+    /// Blocks that were not stored remotely because too many were waiting already, or because it failed.
+    pub remote_writes_lost: u64,
+    /// Requests whose slow loads were admitted.
+    pub loads_admitted: u64,
+    /// Requests that recompute what a slow source was asked, or could have been asked, for.
+    pub loads_refused: u64,
+    /// Loads that were given up at the deadline of the rule.
+    pub loads_late: u64,
+    /// Reads that nobody waited for, to measure a source.
+    pub probes: u64,
     /// Blocks asked for that found no slot in the top tier, so that they cannot be cached.
     pub no_room: u64,
     /// Blocks promised by a look-up that failed to load or came after the deadline.

@@ -45,7 +45,7 @@ impl WriteHealth {
         }
     }
 
-    fn paused(&self, now: Nanos) -> bool {
+    pub(super) fn paused(&self, now: Nanos) -> bool {
         self.paused_until.is_some_and(|until| now < until)
     }
 

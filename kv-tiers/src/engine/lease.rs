@@ -4,7 +4,7 @@ use super::ticket::Ticket;
 use super::{EngineError, Shared};
 use crate::sync::lock;
 use kv_core::ids::{RequestId, SlotId};
-use kv_core::planner::Ready;
+use kv_core::planner::{Ready, Reasons};
 use kv_core::tier::Tier;
 use std::fmt;
 use std::ops::Range;
@@ -60,6 +60,12 @@ impl Lease {
     #[must_use]
     pub fn wait_for(&self, limit: Duration) -> Option<Ready> {
         self.ticket.wait_until(Instant::now() + limit)
+    }
+
+    /// Why slow sources were used, or not; `None` if none was asked about.
+    #[must_use]
+    pub fn why(&self) -> Option<Reasons> {
+        lock(&self.shared.core).planner.why(self.request)
     }
 
     /// The slots of blocks `0..granted` in the top tier. Empty until the request is answered.

@@ -1,19 +1,28 @@
 //! The usual engine: the device, the memory and the NVMe log of this machine.
 
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use kv_core::cost::priors::{CurvePrior, LinkPrior};
 use kv_core::ids::JobId;
-use kv_core::job::{CompletionSink, Job, Op, TransferError, Urgency};
+use kv_core::job::{AnswerSink, CompletionSink, Job, Op, RemoteJob, TransferError, Urgency};
+use kv_core::key::Fingerprint;
 use kv_core::layout::Placement;
-use kv_core::planner::{ConfigError, LogShape, Planner, PlannerConfig};
+use kv_core::planner::{ConfigError, LogShape, Planner, PlannerConfig, RemoteSource, SlowSources};
 use kv_core::policy::{BytesPerDay, PolicyKind};
 use kv_core::units::Bytes;
 use kv_cuda::{BlockCopy, ChoiceError, ChosenDevice, Device, DeviceChoice, DeviceError, Direction};
 use parking_lot::RwLock;
 
+use super::remotes::{Remote, RemoteHands};
 use super::{Clock, Engine, Hand, Inbox};
 use crate::arena::{Arena, ArenaConfig, ArenaError, slot_bytes};
+use crate::codec::Elements;
 use crate::nvme::{NvmeConfig, NvmeError, NvmeLog, Recovery};
+use crate::remote::RemoteStore;
 
 /// Sizes and rules of an engine on this machine.
 #[derive(Clone, Debug)]
@@ -34,6 +43,70 @@ pub struct EngineConfig {
     pub nvme_budget: Option<BytesPerDay>,
     /// NVMe writes in flight at most. 32 keep fast drives busy.
     pub max_write_backs: u32,
+    /// Load or recompute? Without it whatever was found is loaded, and there are no remote stores.
+    pub slow: Option<SlowConfig>,
+}
+
+/// The sources whose blocks are loaded only when that beats recomputing them.
+#[derive(Clone, Debug)]
+pub struct SlowConfig {
+    /// Tokens of one block.
+    pub tokens_per_block: u32,
+    /// The model and layout whose recompute is learnt.
+    pub fingerprint: Fingerprint,
+    /// What is believed about it; see [`curve`](kv_core::cost::priors::curve).
+    pub curve: CurvePrior,
+    /// What is believed of the NVMe tier; `None` loads from it without asking.
+    pub nvme: Option<LinkPrior>,
+    /// The remote stores.
+    pub remotes: Vec<RemoteConfig>,
+    /// Where to keep what was learnt from one life to the next: a small file, read when the engine opens and written
+    /// when it shuts down. One that is damaged or of another model is not used.
+    pub learnt: Option<PathBuf>,
+}
+
+/// One remote store of an engine.
+#[derive(Clone)]
+pub struct RemoteConfig {
+    /// As in metrics; what was learnt about it is found again by this name.
+    pub name: String,
+    /// The store.
+    pub store: Arc<dyn RemoteStore>,
+    /// What is believed before anything was measured; see [`NETWORK`](kv_core::cost::priors::NETWORK).
+    pub link: LinkPrior,
+    /// Whether computed blocks are stored there.
+    pub writes: bool,
+    /// What the bytes are elements of, to have blocks encoded on their way there; `None` stores them raw. It pays on links
+    /// below some 20 Gbit/s for bf16, and hardly ever for e4m3 (`kvtier bench codec`). All nodes should agree.
+    pub elements: Option<Elements>,
+}
+
+impl fmt::Debug for RemoteConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, store: _, link, writes, elements } = self;
+        f.debug_struct("RemoteConfig")
+            .field("name", name)
+            .field("link", link)
+            .field("writes", writes)
+            .field("elements", elements)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SlowConfig {
+    fn sources(&self, block_bytes: usize) -> SlowSources {
+        let remote = |r: &RemoteConfig| RemoteSource { name: r.name.clone(), link: r.link, writes: r.writes };
+        SlowSources {
+            tokens_per_block: self.tokens_per_block,
+            block_bytes: Bytes(block_bytes as u64),
+            fingerprint: self.fingerprint,
+            curve: self.curve,
+            nvme: self.nvme,
+            remotes: self.remotes.iter().map(remote).collect(),
+            // Engines that start together must not probe in step.
+            seed: RandomState::new().hash_one(0),
+        }
+    }
 }
 
 impl EngineConfig {
@@ -51,6 +124,7 @@ impl EngineConfig {
             policy: self.policy,
             nvme_budget: self.nvme_budget,
             max_write_backs: self.max_write_backs,
+            slow: self.slow.as_ref().map(|slow| slow.sources(self.block_bytes)),
         }
     }
 }
@@ -103,10 +177,15 @@ impl Engine {
     pub fn open(config: &EngineConfig) -> Result<Opened, OpenError> {
         let mut planner = Planner::new(config.planner())?;
         let inbox = Arc::new(Inbox::default());
-        let (hands, recovery) = LocalHands::open(config, inbox.clone())?;
+        let (mut hands, recovery) = LocalHands::open(config, inbox.clone())?;
+        let start = Instant::now();
+        hands.open_remotes(config, start, inbox.clone())?;
         let served = recovery.as_ref().map_or(0, |found| planner.restore(&found.segments, &found.records));
         let (arena, device) = (hands.arena.clone(), hands.device().cloned());
-        let mut engine = Self::assemble(planner, arena, Arc::new(hands), Clock::monotonic(), &inbox);
+        let mut engine = Self::assemble(planner, arena, Arc::new(hands), Clock::Monotonic(start), &inbox);
+        if let Some(learnt) = config.slow.as_ref().and_then(|slow| slow.learnt.clone()) {
+            engine.load_learnt(learnt);
+        }
         engine.start_ticker().map_err(OpenError::Thread)?;
         Ok(Opened { engine, device, recovery, served })
     }
@@ -119,6 +198,7 @@ pub struct LocalHands {
     /// Taken out when the hands are closed.
     log: RwLock<Option<NvmeLog>>,
     nvme_how: Option<String>,
+    remotes: Option<RemoteHands>,
 }
 
 impl LocalHands {
@@ -148,7 +228,24 @@ impl LocalHands {
             None => (None, None),
         };
         let nvme_how = log.as_ref().map(|log| log.why().to_owned());
-        Ok((Self { arena, device, log: RwLock::new(log), nvme_how }, recovery))
+        Ok((Self { arena, device, log: RwLock::new(log), nvme_how, remotes: None }, recovery))
+    }
+
+    /// Sets up the hands for remote stores. Deadlines count from `start`.
+    fn open_remotes(
+        &mut self,
+        config: &EngineConfig,
+        start: Instant,
+        sink: Arc<dyn AnswerSink>,
+    ) -> Result<(), OpenError> {
+        let remotes = config.slow.iter().flat_map(|slow| &slow.remotes);
+        let stores: Vec<_> =
+            remotes.map(|r| Remote { store: r.store.clone(), elements: r.elements }).collect();
+        if !stores.is_empty() {
+            let hands = RemoteHands::start(stores, self.arena.clone(), start, sink);
+            self.remotes = Some(hands.map_err(OpenError::Thread)?);
+        }
+        Ok(())
     }
 
     /// The memory.
@@ -220,11 +317,25 @@ impl Hand for LocalHands {
         refused
     }
 
+    fn call(&self, calls: Vec<RemoteJob>) -> Vec<(JobId, TransferError)> {
+        match &self.remotes {
+            Some(remotes) => remotes.submit(calls),
+            None => calls.iter().map(|call| (call.id, TransferError::Down)).collect(),
+        }
+    }
+
+    fn leave_calls(&self) {
+        if let Some(remotes) = &self.remotes {
+            remotes.close();
+        }
+    }
+
     fn sync(&self) -> Result<(), TransferError> {
         self.log.read().as_ref().map_or(Ok(()), NvmeLog::sync)
     }
 
     fn close(&self) {
+        self.leave_calls();
         if let Some(device) = self.device() {
             device.close();
         }

@@ -16,29 +16,32 @@ mod clock;
 mod hand;
 mod lease;
 mod local;
+mod remotes;
 mod ticker;
 mod ticket;
 
 use crate::arena::Arena;
 use crate::sync::{Condvar, Mutex, lock, wait_for};
 use kv_core::Verified;
+use kv_core::cost::{Balance, TokenRange};
 use kv_core::ids::{JobId, RequestId};
 use kv_core::index::NamespaceIndex;
-use kv_core::job::{Job, TransferError};
+use kv_core::job::{AnswerSink, Job, RemoteAnswer, RemoteJob, TransferError};
 use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
-use kv_core::planner::{Event, Match, Outbox, Planner, PlannerError, PlannerStats, Ready};
+use kv_core::planner::{Event, Match, Outbox, Planner, PlannerError, PlannerStats, PrefixQuote, Ready};
 use kv_core::tier::{PerTier, Tier};
 use kv_core::units::{Epoch, Nanos};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
-use ticker::Ticker;
+use ticker::{Alarm, Ticker};
 use ticket::Ticket;
 
 pub use clock::Clock;
 pub use hand::Hand;
 pub use lease::{Lease, Refused};
-pub use local::{EngineConfig, LocalHands, OpenError, Opened};
+pub use local::{EngineConfig, LocalHands, OpenError, Opened, RemoteConfig, SlowConfig};
 pub use ticket::{Completion, CompletionQueue, Notify};
 
 /// Why the engine did not do what it was asked.
@@ -101,7 +104,9 @@ struct Core {
 #[derive(Default)]
 struct Work {
     jobs: Vec<Job>,
+    calls: Vec<RemoteJob>,
     answers: Vec<(Arc<Ticket>, Ready)>,
+    tick_by: Option<Nanos>,
 }
 
 impl Core {
@@ -113,7 +118,13 @@ impl Core {
         out.events.clear();
         let answers = out.replies.drain(..);
         let answers = answers.filter_map(|r| tickets.remove(&r.request).map(|ticket| (ticket, r))).collect();
-        Work { jobs: std::mem::take(&mut out.jobs), answers }
+        let tick_by = std::mem::replace(&mut out.tick_by, Nanos::NEVER);
+        Work {
+            jobs: std::mem::take(&mut out.jobs),
+            calls: std::mem::take(&mut out.remote_jobs),
+            answers,
+            tick_by: Some(tick_by).filter(|by| *by != Nanos::NEVER),
+        }
     }
 }
 
@@ -126,6 +137,7 @@ pub(crate) struct Shared {
     hands: Arc<dyn Hand>,
     arena: Arc<Arena>,
     clock: Clock,
+    alarm: Alarm,
 }
 
 impl Shared {
@@ -146,10 +158,16 @@ impl Shared {
             for (ticket, ready) in work.answers {
                 ticket.answer(ready);
             }
-            if work.jobs.is_empty() {
-                return;
+            if let Some(by) = work.tick_by {
+                self.alarm.look_before(by);
             }
-            let refused = self.hands.submit(work.jobs);
+            let mut refused = Vec::new();
+            if !work.jobs.is_empty() {
+                refused = self.hands.submit(work.jobs);
+            }
+            if !work.calls.is_empty() {
+                refused.extend(self.hands.call(work.calls));
+            }
             if refused.is_empty() {
                 return;
             }
@@ -166,14 +184,22 @@ impl Shared {
     }
 
     fn cancel(&self, request: RequestId) {
-        let known = self.call(|planner, _, _| planner.cancel(request));
+        let known = self.call(|planner, now, _| planner.cancel(now, request));
         debug_assert!(known.is_ok(), "a lease ends its request once");
         lock(&self.core).tickets.remove(&request);
     }
 
     fn complete(&self, job: JobId, result: Result<Verified, TransferError>) {
+        self.ended(|planner, now, out| planner.complete(now, job, result, out));
+    }
+
+    fn answered(&self, job: JobId, answer: RemoteAnswer) {
+        self.ended(|planner, now, out| planner.remote_complete(now, job, answer, out));
+    }
+
+    fn ended(&self, tell: impl FnOnce(&mut Planner, Nanos, &mut Outbox)) {
         let idle = self.call(|planner, now, out| {
-            planner.complete(now, job, result, out);
+            tell(planner, now, out);
             planner.jobs_in_flight() == 0
         });
         if idle {
@@ -195,12 +221,24 @@ impl kv_core::job::CompletionSink for Inbox {
     }
 }
 
+impl AnswerSink for Inbox {
+    fn answered(&self, job: JobId, answer: RemoteAnswer) {
+        if let Some(engine) = self.0.get().and_then(Weak::upgrade) {
+            engine.answered(job, answer);
+        }
+    }
+}
+
 /// See the module's head. Dropping it is [`Engine::shutdown`] without the report.
 pub struct Engine {
     shared: Arc<Shared>,
     ticker: Option<Ticker>,
+    /// Where what the cost model has learnt is kept.
+    learnt: Option<PathBuf>,
 }
 
+/// How long an engine that shuts down waits for remote stores.
+const CALL_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a dropped engine waits for transfers in flight.
 const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -218,10 +256,22 @@ impl Engine {
     ) -> Self {
         let top = planner.top();
         let core = Core { planner, out: Outbox::default(), tickets: HashMap::new(), events: None };
-        let shared =
-            Arc::new(Shared { top, core: Mutex::new(core), changed: Condvar::new(), hands, arena, clock });
+        let shared = Arc::new(Shared {
+            top,
+            core: Mutex::new(core),
+            changed: Condvar::new(),
+            hands,
+            arena,
+            clock,
+            alarm: Alarm::default(),
+        });
         let _first_engine_wins = inbox.0.set(Arc::downgrade(&shared));
-        Self { shared, ticker: None }
+        Self { shared, ticker: None, learnt: None }
+    }
+
+    /// A remote store has answered; as [`Engine::complete`].
+    pub fn answered(&self, job: JobId, answer: RemoteAnswer) {
+        self.shared.answered(job, answer);
     }
 
     /// A job has ended; for hands that are driven by whoever drives the engine. Others have an [`Inbox`].
@@ -302,7 +352,6 @@ impl Engine {
     pub fn acquire_all(&self, requests: &[Acquire<'_>]) -> Vec<Result<Lease, EngineError>> {
         let now = self.shared.clock.now();
         let mut leases = Vec::with_capacity(requests.len());
-        let mut earliest = Nanos::NEVER;
         let mut core = lock(&self.shared.core);
         for request in requests {
             let deadline = request
@@ -313,17 +362,34 @@ impl Engine {
             leases.push(begun.map_err(EngineError::from).map(|id| {
                 let ticket = Arc::new(Ticket::new(request.notify.clone()));
                 tickets.insert(id, ticket.clone());
-                earliest = earliest.min(deadline);
                 Lease::new(self.shared.clone(), ticket, id)
             }));
         }
         let work = core.take_work();
         drop(core);
         self.shared.carry_out(work);
-        if let Some(ticker) = &self.ticker {
-            ticker.look_before(earliest);
-        }
         leases
+    }
+
+    /// A pass of prefill over `range` took `took`. The runtime owes this once for every pass that it has completed,
+    /// also for those that follow a load; the cost model learns from nothing else what recomputing takes, and keeps its
+    /// promise only then. Without slow sources it does nothing.
+    pub fn observed_prefill(&self, range: TokenRange, took: Duration) {
+        let took = Nanos(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        self.shared.call(|planner, now, _| planner.observed_prefill(now, range, took));
+    }
+
+    /// What would it cost to serve this chain here? For routers that compare places. Pins nothing and asks no remote
+    /// store; `None` without slow sources.
+    #[must_use]
+    pub fn quote(&self, namespace: NamespaceIndex, keys: &[BlockKey]) -> Option<PrefixQuote> {
+        self.shared.call(|planner, now, _| planner.quote(now, namespace, keys))
+    }
+
+    /// The account behind "never worse than recomputing"; `None` without slow sources.
+    #[must_use]
+    pub fn balance(&self) -> Option<Balance> {
+        Some(lock(&self.shared.core).planner.cost()?.balance())
     }
 
     /// In which tiers the block can be read now.
@@ -431,10 +497,49 @@ impl Engine {
     fn close(&mut self, limit: Duration) -> Result<(), EngineError> {
         self.ticker = None;
         self.begin_shutdown();
-        let quiet = self.quiesce(limit);
+        let mut quiet = self.quiesce(limit.min(CALL_PATIENCE));
+        if quiet.is_err() {
+            // It may be a remote store that hangs: what is not stored there by now never will be.
+            self.shared.hands.leave_calls();
+            quiet = self.quiesce(limit);
+        }
         let synced = self.flush();
         self.shared.hands.close();
+        self.save_learnt();
         quiet.and(synced)
+    }
+}
+
+impl Engine {
+    /// Takes over what an earlier life has learnt, if it is there and whole: it is a help and no more.
+    fn load_learnt(&mut self, path: PathBuf) {
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                let restored = self.shared.call(|planner, now, _| planner.restore_cost(now, &bytes));
+                if let Err(error) = restored {
+                    tracing::warn!(%error, path = %path.display(), "what was learnt about sources is not used");
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "cannot read what was learnt about sources")
+            }
+        }
+        self.learnt = Some(path);
+    }
+
+    /// Whole or not at all, so that a crash leaves what was there before.
+    fn save_learnt(&mut self) {
+        let Some(path) = self.learnt.take() else { return };
+        let now = self.shared.clock.now();
+        let bytes = lock(&self.shared.core).planner.cost().map(|cost| cost.snapshot(now));
+        let Some(bytes) = bytes else { return };
+        let mut part = path.clone().into_os_string();
+        part.push(".part");
+        let written = std::fs::write(&part, &bytes).and_then(|()| std::fs::rename(&part, &path));
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %path.display(), "cannot keep what was learnt about sources");
+        }
     }
 }
 

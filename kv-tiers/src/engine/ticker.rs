@@ -11,8 +11,9 @@ use std::time::Duration;
 /// Upper bound on how long a retry of a failing tier can be late; deadlines are met to the microsecond.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 
+/// Wakes the ticker.
 #[derive(Default)]
-struct Alarm {
+pub(super) struct Alarm {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -26,28 +27,29 @@ struct State {
     stop: bool,
 }
 
+impl Alarm {
+    /// Makes sure that the planner is ticked at `at`.
+    pub(super) fn look_before(&self, at: Nanos) {
+        let mut state = lock(&self.state);
+        if at < state.until {
+            state.look_again = true;
+            self.changed.notify_one();
+        }
+    }
+}
+
 pub(super) struct Ticker {
-    alarm: Arc<Alarm>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ticker {
     pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
-        let alarm = Arc::new(Alarm::default());
         let thread = std::thread::Builder::new().name("kvtier-ticker".into()).spawn({
-            let alarm = alarm.clone();
-            move || run(&shared, &alarm)
+            let shared = shared.clone();
+            move || run(&shared, &shared.alarm)
         })?;
-        Ok(Self { alarm, thread: Some(thread) })
-    }
-
-    /// Makes sure that the planner is ticked at `at`.
-    pub(super) fn look_before(&self, at: Nanos) {
-        let mut state = lock(&self.alarm.state);
-        if at < state.until {
-            state.look_again = true;
-            self.alarm.changed.notify_one();
-        }
+        Ok(Self { shared, thread: Some(thread) })
     }
 }
 
@@ -75,8 +77,8 @@ fn run(shared: &Shared, alarm: &Alarm) {
 
 impl Drop for Ticker {
     fn drop(&mut self) {
-        lock(&self.alarm.state).stop = true;
-        self.alarm.changed.notify_all();
+        lock(&self.shared.alarm.state).stop = true;
+        self.shared.alarm.changed.notify_all();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

@@ -136,7 +136,14 @@ mod tests {
     fn the_descriptor_is_readable_exactly_while_answers_wait() {
         let queue = Arc::new(CompletionQueue::new().unwrap());
         assert!(!readable(&queue));
-        let ready = Ready { request: RequestId(1), ready: 2, granted: 3, hits: PerTier::default(), lost: 0 };
+        let ready = Ready {
+            request: RequestId(1),
+            ready: 2,
+            granted: 3,
+            hits: PerTier::default(),
+            remote_hits: 0,
+            lost: 0,
+        };
         for tag in 0..3 {
             Ticket::new(Some(Notify { queue: queue.clone(), tag })).answer(ready);
         }
@@ -156,7 +163,14 @@ mod tests {
         let ticket = Arc::new(Ticket::default());
         assert_eq!(ticket.poll(), None);
         assert_eq!(ticket.wait_until(Instant::now() + Duration::from_millis(1)), None);
-        let ready = Ready { request: RequestId(1), ready: 2, granted: 3, hits: PerTier::default(), lost: 0 };
+        let ready = Ready {
+            request: RequestId(1),
+            ready: 2,
+            granted: 3,
+            hits: PerTier::default(),
+            remote_hits: 0,
+            lost: 0,
+        };
         let waiter = std::thread::spawn({
             let ticket = ticket.clone();
             move || ticket.wait()

@@ -1,13 +1,14 @@
 //! What a back end is asked to do: to move opaque bytes under names, and to answer. What the bytes mean, whether
 //! they are right, how long anybody waits and how much may be in flight is decided in front of it.
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "_event-loop")]
 use std::sync::Arc;
 
 use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
 
-#[cfg(feature = "redis")]
+use super::buffers::Buffer;
+#[cfg(feature = "_event-loop")]
 use super::call::Flight;
 use super::call::Reply;
 use super::envelope::RawRecord;
@@ -29,7 +30,7 @@ pub(crate) enum Call {
     Sweep(NamespaceId, Epoch, Reply<u64>),
 }
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "_event-loop")]
 impl Call {
     /// What is known of it on both sides; `None` if it is about nothing.
     pub(crate) fn flight(&self) -> Option<&Arc<Flight>> {
@@ -54,7 +55,7 @@ pub(crate) struct Fetch {
 /// One block to be stored.
 pub(crate) struct Store {
     pub(crate) key: RemoteKey,
-    pub(crate) record: Vec<u8>,
+    pub(crate) record: Buffer,
     /// To be kept until nothing can be written any more.
     pub(crate) writer: Writer,
     pub(crate) reply: Reply<()>,

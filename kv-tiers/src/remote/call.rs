@@ -39,7 +39,7 @@ impl Flight {
     }
 
     /// When the caller leaves.
-    #[cfg_attr(not(feature = "redis"), allow(dead_code))] // only clients with their own timers look
+    #[cfg_attr(not(feature = "_event-loop"), allow(dead_code))] // only clients with their own timers look
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
@@ -67,6 +67,8 @@ struct Batch<T> {
 struct Answers<T> {
     answers: Vec<Option<Result<T, RemoteError>>>,
     missing: usize,
+    /// Called once when nothing is missing any more.
+    when_done: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// The backend's end for one block. Answers once; dropped without an answer it says [`RemoteError::Closed`].
@@ -102,6 +104,9 @@ impl<T> Reply<T> {
         state.missing -= 1;
         if state.missing == 0 {
             self.batch.all_there.notify_all();
+            let when_done = state.when_done.take();
+            drop(state);
+            when_done.into_iter().for_each(|tell| tell());
         }
     }
 }
@@ -135,7 +140,7 @@ impl<T> Pending<T> {
         counters: Arc<Counters>,
         served: fn(&Counters, &T),
     ) -> (Self, Vec<Reply<T>>) {
-        let answers = Answers { answers: (0..n).map(|_| None).collect(), missing: n };
+        let answers = Answers { answers: (0..n).map(|_| None).collect(), missing: n, when_done: None };
         let batch = Arc::new(Batch { state: Mutex::new(answers), all_there: Condvar::new() });
         let reply = |index| Reply { batch: Arc::clone(&batch), index, flight: Some(Arc::clone(&flight)) };
         let replies = (0..n).map(reply).collect();
@@ -144,7 +149,8 @@ impl<T> Pending<T> {
 
     /// A call that did not begin.
     pub(crate) fn refused(n: usize, why: RemoteError, counters: Arc<Counters>) -> Self {
-        let answers = Answers { answers: (0..n).map(|_| Some(Err(why))).collect(), missing: 0 };
+        let answers =
+            Answers { answers: (0..n).map(|_| Some(Err(why))).collect(), missing: 0, when_done: None };
         let batch = Arc::new(Batch { state: Mutex::new(answers), all_there: Condvar::new() });
         Self { batch, flight: None, counters, served: |_, _| {} }
     }
@@ -153,6 +159,18 @@ impl<T> Pending<T> {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.batch.state.lock().missing == 0
+    }
+
+    /// Has `tell` called once, when every answer is there: at once if that is so already, else on a thread of the store,
+    /// which it must not keep. Not at the deadline: that is for whoever has a clock. The latest one told counts.
+    pub fn when_done(&self, tell: impl FnOnce() + Send + 'static) {
+        let mut state = self.batch.state.lock();
+        if state.missing > 0 {
+            state.when_done = Some(Box::new(tell));
+            return;
+        }
+        drop(state);
+        tell();
     }
 
     /// One answer for each block asked for, in that order, at the deadline at the latest. What is not there by
@@ -237,6 +255,26 @@ mod tests {
         assert_eq!(gate.in_flight(), InFlight { calls: 1, bytes: 10 });
         replies.pop().unwrap().answer(Ok(1));
         assert_eq!(gate.in_flight(), InFlight::default());
+    }
+
+    #[test]
+    fn whoever_does_not_wait_is_told_once() {
+        let gate = Gate::new(Limits::default());
+        let (pending, mut replies, _) = start(&gate, Instant::now() + Duration::from_secs(600));
+        let told = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let tell = |pending: &Pending<u32>| {
+            let told = Arc::clone(&told);
+            pending.when_done(move || {
+                told.fetch_add(1, Ordering::Relaxed);
+            });
+        };
+        tell(&pending);
+        replies.pop().unwrap().answer(Ok(2));
+        assert_eq!(told.load(Ordering::Relaxed), 0);
+        drop(replies);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        tell(&pending);
+        assert_eq!(told.load(Ordering::Relaxed), 2, "at once");
     }
 
     #[test]

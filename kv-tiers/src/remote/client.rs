@@ -7,6 +7,7 @@ use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
 
 use super::backend::{Backend, Call, Fetch, Store};
+use super::buffers::Buffers;
 use super::call::{Flight, Pending, Reply};
 use super::counters::{Counters, RemoteCounters, add};
 use super::envelope::{self, HEADER};
@@ -20,11 +21,14 @@ pub(crate) struct Client<B> {
     gate: Arc<Gate>,
     counters: Arc<Counters>,
     writers: Arc<Writers>,
+    /// For records.
+    buffers: Arc<Buffers>,
 }
 
 impl<B: Backend> Client<B> {
-    pub(crate) fn new(backend: B, limits: Limits) -> Self {
-        Self { backend, gate: Gate::new(limits), counters: Arc::default(), writers: Arc::default() }
+    pub(crate) fn new(backend: B, limits: Limits, buffers: Arc<Buffers>) -> Self {
+        let gate = Gate::new(limits);
+        Self { backend, gate, counters: Arc::default(), writers: Arc::default(), buffers }
     }
 
     /// Starts a call about `n` blocks that carries `bytes`.
@@ -51,6 +55,57 @@ impl<B: Backend> Client<B> {
         }
     }
 }
+
+/// Makes a store of a type around a `Client`.
+macro_rules! remote_store {
+    ($store:ty) => {
+        impl $crate::remote::RemoteStore for $store {
+            fn exists(
+                &self,
+                keys: &[$crate::remote::RemoteKey],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::Pending<bool> {
+                self.0.exists(keys, deadline)
+            }
+            fn get(
+                &self,
+                wants: &[$crate::remote::Want],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::PendingGet {
+                self.0.get(wants, deadline)
+            }
+            fn put(
+                &self,
+                puts: &[$crate::remote::Put<'_>],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::Pending<()> {
+                self.0.put(puts, deadline)
+            }
+            fn delete(
+                &self,
+                keys: &[$crate::remote::RemoteKey],
+                deadline: std::time::Instant,
+            ) -> $crate::remote::Pending<()> {
+                self.0.delete(keys, deadline)
+            }
+            fn sweep(
+                &self,
+                namespace: kv_core::key::NamespaceId,
+                up_to: kv_core::units::Epoch,
+                deadline: std::time::Instant,
+            ) -> $crate::remote::PendingSweep {
+                self.0.sweep(namespace, up_to, deadline)
+            }
+            fn counters(&self) -> $crate::remote::RemoteCounters {
+                self.0.counters()
+            }
+            fn in_flight(&self) -> $crate::remote::InFlight {
+                self.0.in_flight()
+            }
+        }
+    };
+}
+pub(crate) use remote_store;
 
 /// Bytes of several records.
 fn total(payloads: impl Iterator<Item = usize>) -> usize {
@@ -81,7 +136,8 @@ impl<B: Backend> RemoteStore for Client<B> {
         let bytes = total(puts.iter().map(|put| put.payload.len()));
         let store = |(put, reply): (&Put<'_>, _)| {
             let key = RemoteKey::of(&put.meta.identity);
-            let record = envelope::encode(&put.meta, put.payload);
+            let (record, encoding) = envelope::encode(put, &self.buffers);
+            self.counters.encoded.add(encoding);
             Store { key, record, writer: self.writers.enter(&key), reply }
         };
         let build = |replies: Vec<_>| Call::Put(puts.iter().zip(replies).map(store).collect());

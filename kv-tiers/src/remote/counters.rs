@@ -6,6 +6,7 @@ use kv_core::Mismatch;
 use serde::Serialize;
 
 use super::RemoteError;
+use super::coding::{Coding, CodingCounter};
 
 /// Totals since a store was opened. Every block of every call is counted once, by how it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -42,6 +43,10 @@ pub struct RemoteCounters {
     pub unreachable: u64,
     /// Anything else that failed.
     pub failed: u64,
+    /// Blocks that were offered with their elements, encoded or, if they would not shrink, not.
+    pub encoded: Coding,
+    /// Encoded blocks that were fetched.
+    pub decoded: Coding,
 }
 
 impl RemoteCounters {
@@ -63,11 +68,19 @@ macro_rules! counters {
     ($($name:ident),*) => {
         /// The same, counting.
         #[derive(Debug, Default)]
-        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)* }
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)*
+            pub(crate) encoded: CodingCounter,
+            pub(crate) decoded: CodingCounter,
+        }
 
         impl Counters {
             pub(crate) fn read(&self) -> RemoteCounters {
-                RemoteCounters { $($name: self.$name.load(Ordering::Relaxed),)* }
+                RemoteCounters {
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    encoded: self.encoded.read(),
+                    decoded: self.decoded.read(),
+                }
             }
         }
     };

@@ -71,11 +71,14 @@ impl From<RemoteError> for TransferError {
             RemoteError::NoRecord => Self::Refused(Mismatch::Identity),
             RemoteError::NoSpace => Self::NoSpace,
             RemoteError::Io(errno) => Self::Io(errno),
-            RemoteError::Absent => Self::Io(libc::ENOENT),
-            RemoteError::Late => Self::Io(libc::ETIMEDOUT),
-            RemoteError::Busy | RemoteError::TooLarge => Self::Io(libc::EBUSY),
+            RemoteError::Absent => Self::Absent,
+            RemoteError::Late => Self::Late,
+            // Our own limits: the store was not even asked, and is not to blame.
+            RemoteError::Busy | RemoteError::TooLarge => Self::Down,
             RemoteError::Denied => Self::Io(libc::EACCES),
-            RemoteError::Unreachable | RemoteError::Server | RemoteError::Closed => Self::Down,
+            RemoteError::Unreachable => Self::Io(libc::EHOSTUNREACH),
+            RemoteError::Server => Self::Io(libc::EPROTO),
+            RemoteError::Closed => Self::Io(libc::ESHUTDOWN),
         }
     }
 }
@@ -95,6 +98,31 @@ pub enum OpenError {
     #[error("cannot start threads for a remote store: {0}")]
     Threads(io::Error),
     /// The address is not one that the client understands.
-    #[error("not the address of a Redis server or cluster: {0}")]
+    #[error("not an address that this client understands: {0}")]
     Address(String),
+    /// The library of a store is not there, or has not what it must have.
+    #[error(
+        "{name}: {why}; build Mooncake with -DWITH_STORE_C_SHARED=ON and name its libmooncake_store.so in the \
+         configuration or in MOONCAKE_STORE_LIBRARY"
+    )]
+    Library {
+        /// Which.
+        name: String,
+        /// What the loader said.
+        why: String,
+    },
+    /// The library of a store refused to start.
+    #[error("{call} failed with code {code}; is the master up, and can it be reached from here?")]
+    Setup {
+        /// The function.
+        call: &'static str,
+        /// What it answered.
+        code: i64,
+    },
+    /// The store was not ready at the deadline.
+    #[error("the store was not ready in time")]
+    Late,
+    /// Text for a C library that has a zero byte in it, or memory that no address space has room for.
+    #[error("{0} cannot be used")]
+    Configuration(&'static str),
 }

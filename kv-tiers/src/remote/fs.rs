@@ -16,28 +16,26 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::backend::{Backend, Call, Fetch, Store};
-use super::call::{Pending, Reply};
-use super::client::Client;
+use super::buffers::Buffers;
+use super::call::Reply;
+use super::client::{Client, remote_store};
 use super::envelope::RawRecord;
 use super::keys::{epoch_name, epoch_of, hex};
 use super::pool::{Pool, Task};
-use super::{
-    InFlight, Limits, OpenError, PendingGet, PendingSweep, Put, RemoteCounters, RemoteError, RemoteKey,
-    RemoteStore, Want,
-};
+use super::{Limits, OpenError, RemoteError, RemoteKey};
 
 /// Everything of ours lies in it. Another layout would get another number.
 const VERSION_DIR: &str = "kvtier-1";
@@ -78,40 +76,19 @@ impl FsStore {
         let root = rustix::fs::open(directory, flags, Mode::empty()).map_err(of_directory)?;
         let (random, other) = (RandomState::new().hash_one(0), RandomState::new().hash_one(1));
         let writer = format!("{random:016x}{other:016x}");
-        let files = Files { root, writer, next: AtomicU64::new(0) };
+        let buffers = Arc::new(Buffers::default());
+        let files = Files { root, writer, next: AtomicU64::new(0), buffers: Arc::clone(&buffers) };
         files.make(VERSION_DIR).and_then(|()| files.make(TMP)).map_err(of_directory)?;
         let removed = files.remove_left_overs().map_err(of_directory)?;
         if removed > 0 {
             tracing::info!(removed, "files of writers that did not finish");
         }
         let pool = Pool::start(THREADS).map_err(OpenError::Threads)?;
-        Ok(Self(Client::new(FsBackend { pool, files: Arc::new(files) }, limits)))
+        Ok(Self(Client::new(FsBackend { pool, files: Arc::new(files) }, limits, buffers)))
     }
 }
 
-impl RemoteStore for FsStore {
-    fn exists(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<bool> {
-        self.0.exists(keys, deadline)
-    }
-    fn get(&self, wants: &[Want], deadline: Instant) -> PendingGet {
-        self.0.get(wants, deadline)
-    }
-    fn put(&self, puts: &[Put<'_>], deadline: Instant) -> Pending<()> {
-        self.0.put(puts, deadline)
-    }
-    fn delete(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<()> {
-        self.0.delete(keys, deadline)
-    }
-    fn sweep(&self, namespace: NamespaceId, up_to: Epoch, deadline: Instant) -> PendingSweep {
-        self.0.sweep(namespace, up_to, deadline)
-    }
-    fn counters(&self) -> RemoteCounters {
-        self.0.counters()
-    }
-    fn in_flight(&self) -> InFlight {
-        self.0.in_flight()
-    }
-}
+remote_store!(FsStore);
 
 struct FsBackend {
     pool: Pool,
@@ -180,6 +157,7 @@ struct Files {
     /// Random name of this writer, so that no two on any node make the same temporary file.
     writer: String,
     next: AtomicU64,
+    buffers: Arc<Buffers>,
 }
 
 /// The directory of a block, and its name there.
@@ -210,22 +188,26 @@ impl Files {
         }
     }
 
-    /// At most one byte more than the right record has.
+    /// As much as there is room for, which is a byte more than the right record has at least.
     fn read(&self, key: &RemoteKey, record_bytes: usize) -> Result<RawRecord, RemoteError> {
         let (dir, leaf) = place(key);
         // Without NONBLOCK a pipe of that name would hang.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&self.root, format!("{dir}/{leaf}"), flags, Mode::empty()) {
-            Ok(file) => File::from(file),
+            Ok(file) => file,
             Err(Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => return Err(RemoteError::NoRecord),
             Err(errno) => return Err(error(errno)),
         };
-        let mut record = Vec::with_capacity(record_bytes);
-        match file.take(record_bytes as u64 + 1).read_to_end(&mut record) {
-            Ok(_) => Ok(RawRecord(vec![record])),
-            Err(e) if e.kind() == io::ErrorKind::IsADirectory => Err(RemoteError::NoRecord),
-            Err(e) => Err(RemoteError::from(&e)),
+        let mut record = self.buffers.take(record_bytes + 1);
+        while record.len() <= record_bytes {
+            match rustix::io::read(&file, spare_capacity(&mut record)) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::ISDIR) => return Err(RemoteError::NoRecord),
+                Err(errno) => return Err(error(errno)),
+            }
         }
+        Ok(RawRecord(vec![record]))
     }
 
     fn write(&self, key: &RemoteKey, record: &[u8], wanted: impl Fn() -> bool) -> Result<(), RemoteError> {

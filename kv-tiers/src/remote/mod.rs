@@ -5,7 +5,9 @@
 //!        │
 //!   Client        permits (calls, bytes) · records around payloads · counters · verification
 //!        │  Call: names and buffers of its own
-//!   Backend       FsStore: a few threads       RedisStore: an event loop on two threads (feature `redis`)
+//!   Backend       FsStore: a few threads
+//!                 RedisStore, S3Store: an event loop on two threads (features `redis`, `s3`)
+//!                 MooncakeStore: a few threads around a C library (feature `mooncake`)
 //! ```
 //!
 //! What holds for every store:
@@ -22,17 +24,25 @@
 //! Names are `version/namespace/epoch/fingerprint/key`, so that what a purge must sweep has one prefix.
 
 mod backend;
+mod buffers;
 mod call;
 mod client;
+mod coding;
 mod counters;
 mod envelope;
 mod error;
+#[cfg(feature = "_event-loop")]
+mod event_loop;
 mod fs;
 mod keys;
 mod limits;
+#[cfg(feature = "mooncake")]
+mod mooncake;
 mod pool;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "s3")]
+mod s3;
 mod writers;
 
 use std::time::Instant;
@@ -44,14 +54,20 @@ use kv_core::key::NamespaceId;
 use kv_core::units::Epoch;
 
 pub use call::Pending;
+pub use coding::Coding;
 pub use counters::RemoteCounters;
 pub use error::{OpenError, RemoteError};
 pub use fs::FsStore;
 pub use keys::RemoteKey;
 pub use limits::{InFlight, Limits};
+#[cfg(feature = "mooncake")]
+pub use mooncake::{MooncakeConfig, MooncakeStore};
 #[cfg(feature = "redis")]
 pub use redis::{RedisConfig, RedisStore, Servers};
+#[cfg(feature = "s3")]
+pub use s3::{S3Config, S3Credentials, S3Store};
 
+use crate::codec::Elements;
 use call::Finished;
 use counters::add;
 use envelope::RawRecord;
@@ -70,8 +86,11 @@ pub struct Want {
 pub struct Put<'a> {
     /// Its name and its place in its chain. The generation is not stored.
     pub meta: RecordMeta,
-    /// Its KV. Copied before [`RemoteStore::put`] returns.
+    /// Its KV. Copied, or encoded, before [`RemoteStore::put`] returns.
     pub payload: &'a [u8],
+    /// What it consists of, if it is to be encoded; `None` to store it as it is. A block that would not shrink is
+    /// stored as it is all the same. Readers need not know.
+    pub elements: Option<Elements>,
 }
 
 /// A store of blocks that is not on this node. Calls start at once, never block, and may be waited for or dropped.
@@ -82,7 +101,8 @@ pub trait RemoteStore: Send + Sync {
     /// Fetches blocks.
     fn get(&self, wants: &[Want], deadline: Instant) -> PendingGet;
 
-    /// Stores blocks. A block is visible completely or not at all, and two writers of one block cannot corrupt it.
+    /// Stores blocks. A block is visible completely or not at all, and two writers of one block cannot corrupt it,
+    /// provided that both encode it or both do not.
     /// After [`RemoteError::Late`] it may still appear.
     fn put(&self, puts: &[Put<'_>], deadline: Instant) -> Pending<()>;
 
@@ -90,6 +110,7 @@ pub trait RemoteStore: Send + Sync {
     fn delete(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<()>;
 
     /// Deletes every block of a namespace whose epoch is `up_to` or an older one. Can be repeated until it is done.
+    /// No name of theirs is found any more; what a store does with the bytes behind the names is its own affair.
     fn sweep(&self, namespace: NamespaceId, up_to: Epoch, deadline: Instant) -> PendingSweep;
 
     /// What happened so far.
@@ -113,24 +134,41 @@ impl PendingGet {
         self.pending.is_done()
     }
 
-    /// Waits, to the deadline at most, and copies each block to its destination, in the order asked for. With an
-    /// error the destination holds anything; without a destination a block is [`RemoteError::Closed`].
+    /// See [`Pending::when_done`].
+    pub fn when_done(&self, tell: impl FnOnce() + Send + 'static) {
+        self.pending.when_done(tell);
+    }
+
+    /// Waits, to the deadline at most, and copies or decodes each block to its destination, in the order asked for.
+    /// With an error the destination holds anything; without a destination a block is [`RemoteError::Closed`].
     pub fn wait_into(self, into: &mut [(JobId, &mut [u8])]) -> Vec<Result<Verified, RemoteError>> {
+        self.wait_into_measured(into).0
+    }
+
+    /// The same, and what decoding took: it is done here, on this thread, after the transfer.
+    pub fn wait_into_measured(
+        self,
+        into: &mut [(JobId, &mut [u8])],
+    ) -> (Vec<Result<Verified, RemoteError>>, Coding) {
         let Self { pending, keys } = self;
         let Finished { answers, counters, _flight } = pending.finish();
         let mut destinations = into.iter_mut();
+        let mut decoding = Coding::default();
         let verify = |(key, answer): (&RemoteKey, Result<RawRecord, RemoteError>)| {
             let destination = destinations.next();
             let verified = answer.and_then(|record| {
                 let (job, into) = destination.ok_or(RemoteError::Closed)?;
-                let verified = record.verify_into(*job, &key.identity(), into)?;
+                let (verified, coding) = record.verify_into(*job, &key.identity(), into)?;
                 add(&counters.hits, 1);
                 add(&counters.bytes_in, into.len() as u64);
+                decoding += coding;
                 Ok(verified)
             });
             verified.inspect_err(|error| counters.miss(*error))
         };
-        keys.iter().zip(answers).map(verify).collect()
+        let results = keys.iter().zip(answers).map(verify).collect();
+        counters.decoded.add(decoding);
+        (results, decoding)
     }
 }
 

@@ -48,8 +48,15 @@ impl Pool {
             let shared = Arc::clone(&self.shared);
             first.flight.when_left(move || shared.forget());
         }
+        let count = tasks.len();
         self.shared.state.lock().queue.extend(tasks);
-        self.shared.changed.notify_all();
+        // A thread that is awake looks for more before it waits: one call is enough for each task, and waking all
+        // threads for one costs more than to read a small block.
+        for _ in 0..count {
+            if !self.shared.changed.notify_one() {
+                break;
+            }
+        }
     }
 }
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use kv_core::Verified;
 use kv_core::ids::{JobId, SlotId};
-use kv_core::job::{Job, Op, TransferError};
+use kv_core::job::{Job, Op, RemoteJob, TransferError};
 use kv_tiers::arena::Arena;
 use kv_tiers::engine::Hand;
 use kv_tiers::nvme::Segments;
 use kvtier_benches::SplitMix64;
 use parking_lot::Mutex;
+
+use super::remotes::SimRemotes;
 
 type Outcome = Result<Verified, TransferError>;
 
@@ -30,6 +32,7 @@ pub(super) struct SimHands {
     rng: Mutex<SplitMix64>,
     /// A copy between HBM and host fails once in so many times; 0 is never.
     copy_errors: u64,
+    remotes: Arc<SimRemotes>,
     /// Destinations of copies that were left in doubt: the GPU goes on writing to them.
     in_doubt: Mutex<Vec<Place>>,
     closed: Mutex<bool>,
@@ -49,6 +52,7 @@ impl SimHands {
         arena: Arc<Arena>,
         hbm_slots: u32,
         copy_errors: u64,
+        remotes: Arc<SimRemotes>,
         seed: u64,
     ) -> Self {
         let hbm = vec![vec![0; arena.payload_bytes()]; hbm_slots as usize];
@@ -59,6 +63,7 @@ impl SimHands {
             taken: Mutex::default(),
             rng: Mutex::new(SplitMix64::new(seed)),
             copy_errors,
+            remotes,
             in_doubt: Mutex::default(),
             closed: Mutex::new(false),
         }
@@ -137,6 +142,14 @@ impl Hand for SimHands {
             let outcome = at_once.then(|| self.work(&job));
             self.taken.lock().push(Taken { job, outcome });
         }
+        Vec::new()
+    }
+
+    fn call(&self, calls: Vec<RemoteJob>) -> Vec<(JobId, TransferError)> {
+        if *self.closed.lock() {
+            return calls.iter().map(|call| (call.id, TransferError::Down)).collect();
+        }
+        self.remotes.take(calls);
         Vec::new()
     }
 

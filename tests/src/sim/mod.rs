@@ -1,10 +1,11 @@
 //! The whole engine on simulated time: the real planner, engine, log format and recovery; only the clock, the
-//! disk, the GPU and the order of events come from a seed.
+//! disk, the GPU, the remote stores and the order of events come from a seed.
 //!
 //! After every step the books must balance; whatever a request is told to be ready must be, byte for byte,
 //! what was stored under its key; and after a crash whatever was called durable must be there.
 
 mod hands;
+mod remotes;
 mod store;
 
 use std::collections::HashSet;
@@ -12,6 +13,7 @@ use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_core::cost::TokenRange;
 use kv_core::index::NamespaceIndex;
 use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
 use kv_core::planner::{Event, LogShape, Planner, PlannerConfig, Ready};
@@ -25,10 +27,12 @@ use kvtier_benches::SplitMix64;
 use kvtier_benches::replay::Pattern;
 
 use hands::SimHands;
+use remotes::{BLOCK_TOKENS, PER_BLOCK, SimRemotes, Stores};
 pub use store::{BadDisk, Misbehaviour, Mood};
 
 /// Not a multiple of anything, so that padding is exercised.
 const PAYLOAD: usize = 1000;
+const FINGERPRINT: Fingerprint = Fingerprint([8; 16]);
 const CONVERSATIONS: u64 = 8;
 const LONGEST: u64 = 14;
 
@@ -47,6 +51,10 @@ pub struct Seen {
     pub durable: u64,
     /// Records written again at reclaim.
     pub reinserted: u64,
+    /// Blocks compared that came from remote stores.
+    pub from_remote: u64,
+    /// Loads that were given up at the rule's deadline.
+    pub late: u64,
 }
 
 impl AddAssign for Seen {
@@ -57,6 +65,8 @@ impl AddAssign for Seen {
         self.crashes += other.crashes;
         self.durable += other.durable;
         self.reinserted += other.reinserted;
+        self.from_remote += other.from_remote;
+        self.late += other.late;
     }
 }
 
@@ -65,6 +75,7 @@ struct Life {
     engine: Engine,
     disk: Arc<BadDisk>,
     hands: Arc<SimHands>,
+    remotes: Arc<SimRemotes>,
     namespace: NamespaceIndex,
     leases: Vec<(Vec<BlockKey>, Lease)>,
 }
@@ -77,6 +88,8 @@ pub struct Sim {
     misbehaviour: Misbehaviour,
     copy_errors: u64,
     disk: Arc<MemStore>,
+    stores: Stores,
+    remote_faults: u64,
     now: Nanos,
     /// In NVMe as far as events tell.
     stored: HashSet<BlockKey>,
@@ -116,6 +129,7 @@ impl Sim {
             policy: policies[rng.below(policies.len() as u64) as usize],
             nvme_budget: None,
             max_write_backs: rng.between(1, 8) as u32,
+            slow: rng.once_in(2).then(|| remotes::sources(&mut rng, FINGERPRINT, PAYLOAD)),
         };
         Self {
             pattern: Pattern::new(seed),
@@ -123,6 +137,8 @@ impl Sim {
             misbehaviour,
             copy_errors,
             disk: Arc::new(MemStore::new()),
+            stores: Stores::default(),
+            remote_faults: pick(&mut rng, 5),
             now: Nanos(0),
             stored: HashSet::new(),
             durable: HashSet::new(),
@@ -159,9 +175,11 @@ impl Sim {
     fn begin(&mut self) -> Life {
         let arena = Arena::new(ArenaConfig::new(self.planner.host_slots, PAYLOAD)).expect("memory");
         let mut planner = Planner::new(self.planner.clone()).expect("sizes that work");
-        let namespace = planner
-            .namespace(NamespaceId([7; 16]), Fingerprint([8; 16]), Epoch(0))
-            .expect("the first namespace");
+        let namespace =
+            planner.namespace(NamespaceId([7; 16]), FINGERPRINT, Epoch(0)).expect("the first namespace");
+        if let Some(sources) = &self.planner.slow {
+            planner.restore_cost(self.now, &remotes::taught(sources)).expect("of the same model");
+        }
         // The disk is good while the log is opened: opening on a bad one has its own tests.
         let disk = Arc::new(BadDisk::new(self.disk.clone(), self.misbehaviour, self.rng.next_u64()));
         let segments = self.planner.log.map(|shape| {
@@ -176,11 +194,15 @@ impl Sim {
             Arc::new(segments)
         });
         disk.set_mood(Mood::Bad);
+        let stores = self.stores.clone();
+        let remotes = SimRemotes::new(stores, arena.clone(), self.remote_faults, self.rng.next_u64());
+        let remotes = Arc::new(remotes);
         let hands = SimHands::new(
             segments,
             arena.clone(),
             self.planner.hbm_slots,
             self.copy_errors,
+            remotes.clone(),
             self.rng.next_u64(),
         );
         let hands = Arc::new(hands);
@@ -193,7 +215,7 @@ impl Sim {
             self.seen.durable += 1;
         }
         self.stored = self.keys().filter(there).collect();
-        Life { engine, disk, hands, namespace, leases: Vec::new() }
+        Life { engine, disk, hands, remotes, namespace, leases: Vec::new() }
     }
 
     fn keys(&self) -> impl Iterator<Item = BlockKey> + use<> {
@@ -228,6 +250,7 @@ impl Sim {
             self.expected.clear();
         }
         self.seen.reinserted += life.engine.stats().reinserted;
+        self.seen.late += life.engine.stats().loads_late;
         // What is left of the old life touches nothing any more.
         life.disk.set_mood(Mood::Unplugged);
         self.drain(&mut life);
@@ -244,18 +267,31 @@ impl Sim {
             let (job, outcome) = life.hands.end(0);
             life.engine.complete(job, outcome);
         }
+        while life.remotes.outstanding() > 0 {
+            let (job, answer) = life.remotes.end(0, false);
+            life.engine.answered(job, answer);
+            while life.hands.outstanding() > 0 {
+                let (job, outcome) = life.hands.end(0);
+                life.engine.complete(job, outcome);
+            }
+        }
         life.engine.audit().expect("the books balance");
     }
 
     fn step(&mut self, life: &mut Life) {
-        let outstanding = life.hands.outstanding();
+        let (outstanding, calls) = (life.hands.outstanding(), life.remotes.outstanding());
         match self.rng.below(20) {
             0..=4 => self.acquire(life),
             5..=8 if !life.leases.is_empty() => self.finish(life),
             9 => {
-                self.now = self.now + Nanos::from_millis(self.rng.below(100));
-                life.engine.clock().advance_to(self.now);
-                life.engine.tick();
+                let end = self.now + Nanos::from_millis(self.rng.below(100));
+                self.pass(life, end);
+            }
+            11..=13 if calls > 0 => {
+                let nth = self.rng.below(calls as u64) as usize;
+                let (job, answer) = life.remotes.end(nth, false);
+                self.say(format_args!("{job:?} {answer:?}"));
+                life.engine.answered(job, answer);
             }
             10 if self.rng.once_in(4) => self.flush(life),
             _ if outstanding > 0 => {
@@ -267,6 +303,25 @@ impl Sim {
             _ => {}
         }
         self.follow_events(life);
+    }
+
+    /// Time passes. The engine is there at every deadline, and so it never spends more than it may.
+    fn pass(&mut self, life: &Life, end: Nanos) {
+        while let Some(due) = life.engine.next_deadline().filter(|due| *due <= end) {
+            self.now = due.max(self.now);
+            life.engine.clock().advance_to(self.now);
+            life.engine.tick();
+            while let Some(nth) = life.remotes.late(self.now) {
+                let (job, answer) = life.remotes.end(nth, true);
+                life.engine.answered(job, answer);
+            }
+        }
+        self.now = end;
+        life.engine.clock().advance_to(self.now);
+        life.engine.tick();
+        if let Some(balance) = life.engine.balance() {
+            assert!(balance.actual + balance.reserved <= balance.limit(), "{balance:?}");
+        }
     }
 
     fn follow_events(&mut self, life: &Life) {
@@ -323,6 +378,11 @@ impl Sim {
         }
         self.say(format_args!("commit {ready:?} computed {computed}"));
         lease.commit(computed).expect("computed lies between ready and granted");
+        if computed > ready.ready {
+            let range = TokenRange::new(ready.ready * BLOCK_TOKENS, computed * BLOCK_TOKENS);
+            let took = Duration::from_nanos(PER_BLOCK.0) * (computed - ready.ready);
+            life.engine.observed_prefill(range, took);
+        }
     }
 
     fn check(&mut self, life: &Life, keys: &[BlockKey], lease: &Lease, ready: Ready) {
@@ -337,6 +397,7 @@ impl Sim {
         }
         self.seen.verified += u64::from(ready.ready);
         self.seen.from_nvme += u64::from(ready.hits[Tier::Nvme]);
+        self.seen.from_remote += u64::from(ready.remote_hits);
         self.seen.lost += u64::from(ready.lost);
     }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::link::{Dial, Link, remote_error};
+use super::dial::Dial;
+use super::link::{Link, remote_error};
 use crate::remote::RemoteError;
 
 /// Connections to each server. One keeps a loopback busy with large values; more hide a network's latency.

@@ -1,86 +1,43 @@
 //! A connection to one server or to a cluster.
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::aio::ConnectionLike;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
-use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisResult, ServerErrorKind, TlsCertificates, Value,
-};
+use redis::{ErrorKind, RedisResult, ServerErrorKind};
 
-use super::{RedisConfig, Servers};
+use super::request::Request;
+use super::wire::{Answer, Wire};
 use crate::remote::RemoteError;
 
-/// How to make connections.
-pub(super) enum Dial {
-    One(Box<redis::Client>),
-    Cluster(Box<ClusterClient>),
-}
-
-impl Dial {
-    pub(super) fn new(config: &RedisConfig) -> RedisResult<Self> {
-        let root_cert = config.root_certificate.clone();
-        let certificates = root_cert.map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
-        Ok(match (&config.servers, certificates) {
-            (Servers::One(url), None) => Self::One(Box::new(redis::Client::open(url.as_str())?)),
-            (Servers::One(url), Some(pem)) => {
-                Self::One(Box::new(redis::Client::build_with_tls(url.as_str(), pem)?))
-            }
-            (Servers::Cluster(urls), certificates) => {
-                // Calls have deadlines of their own, and a miss is cheaper than a retry.
-                let builder = ClusterClientBuilder::new(urls.iter().map(String::as_str)).retries(2);
-                let builder = match certificates {
-                    Some(pem) => builder.certs(pem),
-                    None => builder,
-                };
-                Self::Cluster(Box::new(builder.build()?))
-            }
-        })
-    }
-
-    pub(super) async fn dial(&self) -> RedisResult<Link> {
-        // Deadlines are the caller's.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        Ok(match self {
-            Self::One(client) => {
-                Link::One(client.get_multiplexed_async_connection_with_config(&config).await?)
-            }
-            Self::Cluster(client) => Link::Cluster(client.get_async_connection().await?),
-        })
-    }
-}
-
-/// A connection. Dropping the last clone closes it and ends what it was doing.
-#[derive(Clone)]
+/// A connection. Dropping it (a cluster's: the last clone) closes it and ends what it was doing.
 pub(super) enum Link {
-    One(MultiplexedConnection),
+    One(Box<Wire>),
     Cluster(ClusterConnection),
 }
 
 impl Link {
-    /// Whether commands about different blocks may share a pipeline.
-    pub(super) fn mixes_blocks(&self) -> bool {
-        matches!(self, Self::One(_))
-    }
-
     /// One answer for each command; in a cluster all are about one block.
-    pub(super) async fn ask(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
-        let count = pipeline.len();
+    pub(super) async fn ask(&mut self, request: &Request<'_>) -> RedisResult<Vec<Answer>> {
         match self {
-            Self::One(connection) => connection.req_packed_commands(pipeline, 0, count).await,
-            Self::Cluster(connection) => connection.req_packed_commands(pipeline, 0, count).await,
+            Self::One(wire) => wire.ask(request).await,
+            Self::Cluster(connection) => ask_cluster(connection, request).await,
         }
     }
 
-    /// Asks one server.
-    pub(super) async fn ask_server(&mut self, server: &Server, command: Cmd) -> RedisResult<Value> {
+    /// Asks one server, about any of its blocks.
+    pub(super) async fn ask_server(
+        &mut self,
+        server: &Server,
+        request: &Request<'_>,
+    ) -> RedisResult<Vec<Answer>> {
         match (self, server) {
             (Self::Cluster(connection), Server::Of { host, port }) => {
                 let server = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };
-                connection.route_command(command, RoutingInfo::SingleNode(server)).await
+                let count = request.len();
+                let answers = connection.route_pipeline(request.pipeline(), 0, count, server).await?;
+                Ok(answers.into_iter().map(Answer::from).collect())
             }
-            (Self::Cluster(connection), Server::Only) => connection.req_packed_command(&command).await,
-            (Self::One(connection), _) => connection.req_packed_command(&command).await,
+            (link, _) => link.ask(request).await,
         }
     }
 
@@ -94,6 +51,15 @@ impl Link {
         let nodes: String = redis::from_redis_value(nodes).map_err(|_| RemoteError::Server)?;
         nodes.lines().filter_map(Server::of_line).collect()
     }
+}
+
+/// One answer for each command; all are about one block.
+pub(super) async fn ask_cluster(
+    connection: &mut ClusterConnection,
+    request: &Request<'_>,
+) -> RedisResult<Vec<Answer>> {
+    let answers = connection.req_packed_commands(&request.pipeline(), 0, request.len()).await?;
+    Ok(answers.into_iter().map(Answer::from).collect())
 }
 
 /// One server among others.

@@ -11,28 +11,24 @@
 //! that a call that is late or cancelled can be ended by closing its connection: nothing of it is then left in a
 //! queue behind which others wait, and nothing answers somebody else's question.
 
+mod dial;
 mod lanes;
 mod link;
 mod ops;
+mod request;
+mod sweep;
+mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use kv_core::key::NamespaceId;
-use kv_core::units::Epoch;
-use tokio::runtime::{Builder, Runtime};
+use std::time::Duration;
 
 use super::backend::{Backend, Call};
-use super::call::Pending;
-use super::client::Client;
-use super::{
-    InFlight, Limits, OpenError, PendingGet, PendingSweep, Put, RemoteCounters, RemoteKey, RemoteStore, Want,
-};
+use super::buffers::Buffers;
+use super::client::{Client, remote_store};
+use super::event_loop::EventLoop;
+use super::{Limits, OpenError};
+use dial::Dial;
 use lanes::Lanes;
-use link::Dial;
-
-/// Threads of the event loop: one parses while the other copies.
-const THREADS: usize = 2;
 
 /// Where the servers are.
 #[derive(Clone, PartialEq, Eq)]
@@ -77,76 +73,27 @@ impl RedisStore {
     /// # Ok::<(), kv_tiers::remote::OpenError>(())
     /// ```
     pub fn open(config: RedisConfig) -> Result<Self, OpenError> {
-        // Somebody else in the process may have chosen another provider: then that one is used.
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::debug!("TLS is somebody else's choice in this process");
-        }
-        let dial = Dial::new(&config).map_err(|error| OpenError::Address(error.to_string()))?;
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            // Name resolution, the only blocking work.
-            .max_blocking_threads(2)
-            .thread_name("kvtier-redis")
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(OpenError::Threads)?;
+        let event_loop = EventLoop::start("kvtier-redis")?;
+        let buffers = Arc::new(Buffers::default());
+        let dial = Dial::new(&config, Arc::clone(&buffers))
+            .map_err(|error| OpenError::Address(error.to_string()))?;
         let lanes = Arc::new(Lanes::new(dial));
-        Ok(Self(Client::new(RedisBackend { runtime: Some(runtime), lanes, ttl: config.ttl }, config.limits)))
+        Ok(Self(Client::new(RedisBackend { event_loop, lanes, ttl: config.ttl }, config.limits, buffers)))
     }
 }
 
-impl RemoteStore for RedisStore {
-    fn exists(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<bool> {
-        self.0.exists(keys, deadline)
-    }
-    fn get(&self, wants: &[Want], deadline: Instant) -> PendingGet {
-        self.0.get(wants, deadline)
-    }
-    fn put(&self, puts: &[Put<'_>], deadline: Instant) -> Pending<()> {
-        self.0.put(puts, deadline)
-    }
-    fn delete(&self, keys: &[RemoteKey], deadline: Instant) -> Pending<()> {
-        self.0.delete(keys, deadline)
-    }
-    fn sweep(&self, namespace: NamespaceId, up_to: Epoch, deadline: Instant) -> PendingSweep {
-        self.0.sweep(namespace, up_to, deadline)
-    }
-    fn counters(&self) -> RemoteCounters {
-        self.0.counters()
-    }
-    fn in_flight(&self) -> InFlight {
-        self.0.in_flight()
-    }
-}
+remote_store!(RedisStore);
 
 struct RedisBackend {
-    /// `None` only while it is dropped.
-    runtime: Option<Runtime>,
+    event_loop: EventLoop,
     lanes: Arc<Lanes>,
     ttl: Duration,
 }
 
 impl Backend for RedisBackend {
     fn submit(&self, call: Call) {
-        let (Some(flight), Some(runtime)) = (call.flight().cloned(), &self.runtime) else { return };
-        let (lanes, ttl, deadline) = (Arc::clone(&self.lanes), self.ttl, flight.deadline());
-        let task = runtime.spawn(async move {
-            // What is not answered by then says so itself when it is dropped.
-            let run = ops::run(&lanes, call, ttl);
-            if tokio::time::timeout_at(deadline.into(), run).await.is_err() {
-                tracing::debug!("a call to Redis was late");
-            }
-        });
-        let task = task.abort_handle();
-        flight.when_left(move || task.abort());
-    }
-}
-
-impl Drop for RedisBackend {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        let Some(flight) = call.flight().cloned() else { return };
+        let (lanes, ttl) = (Arc::clone(&self.lanes), self.ttl);
+        self.event_loop.run(&flight, async move { ops::run(&lanes, call, ttl).await });
     }
 }

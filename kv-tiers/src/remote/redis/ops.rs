@@ -3,24 +3,26 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use kv_core::key::NamespaceId;
-use kv_core::units::Epoch;
-use redis::{Pipeline, Value};
+use redis::Value;
+use redis::cluster_async::ClusterConnection;
 use tokio::task::JoinSet;
 
 use super::lanes::{Lane, Lanes};
-use super::link::{Link, leaves_link_good, remote_error};
+use super::link::{Link, ask_cluster, leaves_link_good, remote_error};
+use super::request::{Request, Word};
+use super::sweep::sweep;
+use super::wire::Answer;
 use crate::remote::RemoteError;
 use crate::remote::backend::{Call, Fetch, Store};
 use crate::remote::call::Reply;
 use crate::remote::envelope::{self, RawRecord};
-use crate::remote::keys::{RemoteKey, epoch_name, epoch_of, hex};
+use crate::remote::keys::{RemoteKey, epoch_name, hex};
 
 /// Bytes of one string. Far below the server's limit (`proto-max-bulk-len`, 512 MiB), so that one value never keeps
 /// the server or the connection busy for long.
 const CHUNK: usize = 4 << 20;
 
-/// Bytes of one pipeline. What a pipeline costs in memory beside the records is a few times this for each lane.
+/// Bytes of one pipeline. A cluster's client needs a few times this in memory beside the records.
 const PIPELINE_BYTES: usize = 8 << 20;
 
 /// Commands of one pipeline.
@@ -40,12 +42,16 @@ enum Block {
     Exists(RemoteKey, Reply<bool>),
     Get(Fetch),
     Put(Store),
-    /// Chunks are found by trying: their number is not known.
-    Delete(RemoteKey, Reply<()>),
+    /// The chunks from this one on.
+    Delete(RemoteKey, usize, Reply<()>),
 }
 
 /// No block has more: it must fit a slot of the arena, which is at most 1 GiB.
 const MOST_CHUNKS: usize = crate::arena::MAX_SLOT / CHUNK + 1;
+
+/// Chunks that a deletion tries first. The number of a block's chunks is not known; it goes on, with twice as many,
+/// as long as it finds any.
+const FIRST_DELETED: usize = 4;
 
 /// Does a call and answers it.
 pub(super) async fn run(lanes: &Lanes, call: Call, ttl: Duration) {
@@ -53,7 +59,7 @@ pub(super) async fn run(lanes: &Lanes, call: Call, ttl: Duration) {
         Call::Exists(keys) => keys.into_iter().map(|(key, reply)| Block::Exists(key, reply)).collect(),
         Call::Get(fetches) => fetches.into_iter().map(Block::Get).collect(),
         Call::Put(stores) => stores.into_iter().map(Block::Put).collect(),
-        Call::Delete(keys) => keys.into_iter().map(|(key, reply)| Block::Delete(key, reply)).collect(),
+        Call::Delete(keys) => keys.into_iter().map(|(key, reply)| Block::Delete(key, 0, reply)).collect(),
         Call::Sweep(namespace, up_to, reply) => {
             let swept = sweep(lanes, namespace, up_to).await;
             return reply.answer(swept);
@@ -64,9 +70,9 @@ pub(super) async fn run(lanes: &Lanes, call: Call, ttl: Duration) {
         Err(why) => return blocks.into_iter().for_each(|block| block.fail(why)),
     };
     let good = match lane.link() {
-        Ok(link) if !link.mixes_blocks() => {
-            let link = link.clone();
-            one_by_one(link, blocks, ttl).await
+        Ok(Link::Cluster(connection)) => {
+            let connection = connection.clone();
+            one_by_one(connection, blocks, ttl).await
         }
         _ => in_pipelines(&mut lane, blocks, ttl).await,
     };
@@ -105,7 +111,9 @@ async fn in_pipelines(lane: &mut Lane<'_>, mut blocks: VecDeque<Block>, ttl: Dur
             };
         }
         let failed = matches!(answers, Err((_, false)));
-        good &= !failed & answer(group, answers.map_err(|(why, _)| why));
+        let answered = answer(group, answers.map_err(|(why, _)| why));
+        good &= !failed & answered.in_step;
+        blocks.extend(answered.again);
         if failed {
             blocks.into_iter().for_each(|block| block.fail(RemoteError::Unreachable));
             return false;
@@ -115,23 +123,31 @@ async fn in_pipelines(lane: &mut Lane<'_>, mut blocks: VecDeque<Block>, ttl: Dur
 }
 
 /// Blocks of a cluster, several at a time, each where it lies.
-async fn one_by_one(link: Link, mut blocks: VecDeque<Block>, ttl: Duration) -> bool {
+async fn one_by_one(connection: ClusterConnection, mut blocks: VecDeque<Block>, ttl: Duration) -> bool {
     let mut tasks = JoinSet::new();
     let mut good = true;
     loop {
         while tasks.len() < AT_A_TIME
             && let Some(block) = blocks.pop_front()
         {
-            let mut link = link.clone();
+            let mut connection = connection.clone();
             tasks.spawn(async move {
                 let group = vec![block];
-                let answers = ask(&mut link, &group, ttl).await;
+                let answers = match ask_cluster(&mut connection, &request(&group, ttl)).await {
+                    Ok(answers) => checked(&group, answers),
+                    Err(error) => Err(failed(&error)),
+                };
                 let good = !matches!(answers, Err((_, false)));
-                answer(group, answers.map_err(|(why, _)| why)) && good
+                let answered = answer(group, answers.map_err(|(why, _)| why));
+                (good && answered.in_step, answered.again)
             });
         }
         match tasks.join_next().await {
-            Some(result) => good &= result.unwrap_or(false),
+            Some(Ok((in_step, again))) => {
+                good &= in_step;
+                blocks.extend(again);
+            }
+            Some(Err(_)) => good = false,
             None => return good,
         }
     }
@@ -140,34 +156,55 @@ async fn one_by_one(link: Link, mut blocks: VecDeque<Block>, ttl: Duration) -> b
 /// Why a pipeline failed, and whether its connection is still good.
 type Failed = (RemoteError, bool);
 
-async fn ask(link: &mut Link, group: &[Block], ttl: Duration) -> Result<Vec<Value>, Failed> {
-    let mut pipeline = Pipeline::new();
-    group.iter().for_each(|block| block.ask(&mut pipeline, ttl));
-    let expected = pipeline.len();
-    let answers =
-        link.ask(&pipeline).await.map_err(|error| (remote_error(&error), leaves_link_good(&error)))?;
+fn failed(error: &redis::RedisError) -> Failed {
+    (remote_error(error), leaves_link_good(error))
+}
+
+/// The commands of these blocks.
+fn request(group: &[Block], ttl: Duration) -> Request<'_> {
+    let mut request = Request::default();
+    group.iter().for_each(|block| block.ask(&mut request, ttl));
+    request
+}
+
+fn checked(group: &[Block], answers: Vec<Answer>) -> Result<Vec<Answer>, Failed> {
+    let expected: usize = group.iter().map(Block::commands).sum();
     if answers.len() == expected { Ok(answers) } else { Err((RemoteError::Server, false)) }
 }
 
-/// Hands the answers out. False if one of them is so wrong that the connection may be out of step.
-fn answer(group: Vec<Block>, answers: Result<Vec<Value>, RemoteError>) -> bool {
+async fn ask(link: &mut Link, group: &[Block], ttl: Duration) -> Result<Vec<Answer>, Failed> {
+    let answers = link.ask(&request(group, ttl)).await.map_err(|error| failed(&error))?;
+    checked(group, answers)
+}
+
+/// What came of a pipeline.
+struct Answered {
+    /// False if an answer was so wrong that the connection may be out of step.
+    in_step: bool,
+    /// What is not done yet.
+    again: Vec<Block>,
+}
+
+/// Hands the answers out.
+fn answer(group: Vec<Block>, answers: Result<Vec<Answer>, RemoteError>) -> Answered {
+    let mut answered = Answered { in_step: true, again: Vec::new() };
     match answers {
-        Err(why) => {
-            group.into_iter().for_each(|block| block.fail(why));
-            true
-        }
+        Err(why) => group.into_iter().for_each(|block| block.fail(why)),
         Ok(answers) => {
             let mut answers = answers.into_iter();
-            group.into_iter().fold(true, |good, block| good & block.answer(&mut answers))
+            for block in group {
+                answered.in_step &= block.answer(&mut answers, &mut answered.again);
+            }
         }
     }
+    answered
 }
 
 /// What a server says that did what it was asked.
-fn check(value: Value) -> Result<Value, RemoteError> {
-    match value {
-        Value::ServerError(error) => Err(remote_error(&error.into())),
-        value => Ok(value),
+pub(super) fn check(answer: Answer) -> Result<Answer, RemoteError> {
+    match answer {
+        Answer::Other(Value::ServerError(error)) => Err(remote_error(&error.into())),
+        answer => Ok(answer),
     }
 }
 
@@ -196,44 +233,52 @@ impl Block {
                 drop((store.record, store.writer));
                 store.reply.answer(Err(why));
             }
-            Self::Delete(_, reply) => reply.answer(Err(why)),
+            Self::Delete(_, _, reply) => reply.answer(Err(why)),
         }
     }
 
-    fn ask(&self, pipeline: &mut Pipeline, ttl: Duration) {
+    fn ask<'a>(&'a self, request: &mut Request<'a>, ttl: Duration) {
         match self {
-            Self::Exists(key, _) => {
-                pipeline.cmd("EXISTS").arg(name(key, 0));
-            }
+            Self::Exists(key, _) => request.add(["EXISTS".into(), name(key, 0).into()]),
             Self::Get(fetch) => {
                 for chunk in 0..self.commands() {
                     // A byte more than there should be, so that a longer value is noticed and never fetched whole.
                     let last = (fetch.record_bytes - chunk * CHUNK).min(CHUNK);
-                    pipeline.cmd("GETRANGE").arg(name(&fetch.key, chunk)).arg(0).arg(last);
+                    let name = name(&fetch.key, chunk);
+                    request.add_for(
+                        last + 1,
+                        ["GETRANGE".into(), name.into(), "0".into(), last.to_string().into()],
+                    );
                 }
             }
             Self::Put(store) => {
                 let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
                 for (chunk, bytes) in store.record.chunks(CHUNK).enumerate().rev() {
-                    pipeline.cmd("SET").arg(name(&store.key, chunk)).arg(bytes).arg("PX").arg(ttl);
+                    let name = name(&store.key, chunk);
+                    request.add([
+                        "SET".into(),
+                        name.into(),
+                        bytes.into(),
+                        "PX".into(),
+                        ttl.to_string().into(),
+                    ]);
                 }
             }
-            Self::Delete(key, _) => {
-                pipeline
-                    .cmd("UNLINK")
-                    .arg((0..MOST_CHUNKS).map(|chunk| name(key, chunk)).collect::<Vec<_>>());
+            Self::Delete(key, from, _) => {
+                let names = (*from..until(*from)).map(|chunk| Word::from(name(key, chunk)));
+                request.add([Word::from("UNLINK")].into_iter().chain(names));
             }
         }
     }
 
     /// Takes the answers to this block's commands. False if they are out of step.
-    fn answer(self, answers: &mut impl Iterator<Item = Value>) -> bool {
+    fn answer(self, answers: &mut impl Iterator<Item = Answer>, again: &mut Vec<Self>) -> bool {
         let n = self.commands();
         let mut next = || answers.next().map_or(Err(RemoteError::Server), check);
         match self {
             Self::Exists(_, reply) => {
                 let said = match next() {
-                    Ok(Value::Int(there)) => Ok(there > 0),
+                    Ok(Answer::Other(Value::Int(there))) => Ok(there > 0),
                     Ok(_) => Err(RemoteError::Server),
                     Err(why) => Err(why),
                 };
@@ -244,13 +289,19 @@ impl Block {
             Self::Get(fetch) => {
                 let mut chunks = Vec::with_capacity(n);
                 let mut failed = None;
-                for _ in 0..n {
+                // An encoded block has fewer chunks than it might have. What lies behind them is none of it.
+                let mut all = n;
+                for chunk in 0..n {
                     match next() {
+                        Ok(Answer::Bytes(_)) if chunk >= all => {}
                         // A missing key is an empty string.
-                        Ok(Value::BulkString(bytes)) if bytes.is_empty() => {
-                            failed = Some(RemoteError::Absent)
+                        Ok(Answer::Bytes(bytes)) if bytes.is_empty() => failed = Some(RemoteError::Absent),
+                        Ok(Answer::Bytes(bytes)) => {
+                            if let Some(bytes) = envelope::record_bytes(&bytes).filter(|_| chunk == 0) {
+                                all = bytes.div_ceil(CHUNK);
+                            }
+                            chunks.push(bytes);
                         }
-                        Ok(Value::BulkString(bytes)) => chunks.push(bytes),
                         Ok(_) => failed = Some(RemoteError::Server),
                         Err(why) => failed = Some(why),
                     }
@@ -267,7 +318,7 @@ impl Block {
                 let mut stored = Ok(());
                 for _ in 0..n {
                     match next() {
-                        Ok(Value::Okay) => {}
+                        Ok(Answer::Other(Value::Okay)) => {}
                         Ok(_) => stored = Err(RemoteError::Server),
                         Err(why) => stored = Err(why),
                     }
@@ -275,49 +326,26 @@ impl Block {
                 store.reply.answer(stored);
                 stored != Err(RemoteError::Server)
             }
-            Self::Delete(_, reply) => {
+            Self::Delete(key, from, reply) => {
                 let deleted = match next() {
-                    Ok(Value::Int(_)) => Ok(()),
+                    Ok(Answer::Other(Value::Int(found))) => Ok(found > 0),
                     Ok(_) => Err(RemoteError::Server),
                     Err(why) => Err(why),
                 };
-                reply.answer(deleted);
-                deleted != Err(RemoteError::Server)
+                let in_step = deleted != Err(RemoteError::Server);
+                match deleted {
+                    Ok(true) if until(from) < MOST_CHUNKS => {
+                        again.push(Self::Delete(key, until(from), reply));
+                    }
+                    deleted => reply.answer(deleted.map(drop)),
+                }
+                in_step
             }
         }
     }
 }
 
-/// Looks through the names of every server, and deletes what belongs to the namespace and its old epochs.
-async fn sweep(lanes: &Lanes, namespace: NamespaceId, up_to: Epoch) -> Result<u64, RemoteError> {
-    let mut lane = lanes.enter().await?;
-    let link = lane.link()?;
-    let prefix = format!("kvtier:1:{}:", hex(&namespace.0));
-    let mut removed = 0;
-    for server in link.servers().await? {
-        let mut cursor = 0_u64;
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(1000);
-            let found = link.ask_server(&server, scan).await.map_err(|e| remote_error(&e))?;
-            let (next, names): (u64, Vec<Vec<u8>>) =
-                redis::from_redis_value(found).map_err(|_| RemoteError::Server)?;
-            for name in names.iter().filter_map(|name| std::str::from_utf8(name).ok()) {
-                let epoch = name.strip_prefix(&prefix).and_then(|rest| epoch_of(rest.split(':').next()?));
-                if epoch.is_some_and(|epoch| epoch <= up_to) {
-                    let mut unlink = Pipeline::new();
-                    unlink.cmd("UNLINK").arg(name);
-                    let gone = link.ask(&unlink).await.map_err(|e| remote_error(&e))?;
-                    let gone = gone.into_iter().next().map_or(Err(RemoteError::Server), check)?;
-                    removed += u64::from(name.ends_with(":0") && gone == Value::Int(1));
-                }
-            }
-            cursor = next;
-            if cursor == 0 {
-                break;
-            }
-        }
-    }
-    lane.leave();
-    Ok(removed)
+/// The chunks that one command deletes end before this one.
+fn until(from: usize) -> usize {
+    (2 * from).clamp(FIRST_DELETED, MOST_CHUNKS)
 }

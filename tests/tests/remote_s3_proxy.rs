@@ -1,0 +1,212 @@
+//! S3 behind a network that does everything that networks do.
+//!
+//! `KVTIER_PROXY_SEED=n` chooses other faults.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::Duration;
+
+use kv_tiers::remote::{InFlight, Limits, RemoteError, RemoteStore, S3Config, S3Store};
+use kvtier_benches::SplitMix64;
+use kvtier_tests::proxy::{Fault, Proxy};
+use kvtier_tests::remote::{get, key, put, soon, within};
+use kvtier_tests::s3_server::{S3Server, config};
+
+const SERVER: &str = env!("CARGO_BIN_EXE_s3-server");
+
+fn seed() -> u64 {
+    std::env::var("KVTIER_PROXY_SEED").map_or(1, |seed| seed.parse().expect("a number"))
+}
+
+fn open(port: u16, limits: Limits) -> S3Store {
+    S3Store::open(S3Config { limits, ..config(port) }).unwrap()
+}
+
+/// Everything that was in flight ends, in the end.
+fn ends(store: &S3Store) {
+    while store.in_flight() != InFlight::default() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The network is well again, and so is the store.
+fn recovers(store: &S3Store, len: usize) {
+    let block = [key(9, 0, 0)];
+    while put(store, &block, len, soon()) != [Ok(())] || get(store, &block, len, soon()) != [Ok(())] {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+const LEN: usize = 3000;
+
+/// Every fault in random order, with reads, writes and deletes of the same blocks; many operations; no wrong byte.
+#[test]
+fn no_fault_brings_wrong_bytes() {
+    let (server, seed) = (S3Server::start(SERVER), seed());
+    let proxy = Proxy::start(server.port(), seed);
+    let store = open(proxy.port(), Limits::default());
+    let mut rng = SplitMix64::new(seed);
+    let ms = Duration::from_millis;
+    let (mut operations, mut answered) = (0, 0);
+    let mut struck = [0_u64; 8];
+    while operations < 12_000 || struck.contains(&0) {
+        let n = rng.below(8) as usize;
+        let before = proxy.faults();
+        proxy.set(match n {
+            0 => Fault::None,
+            1 => Fault::Delay(ms(1), ms(3)),
+            2 => Fault::Bandwidth(20_000_000),
+            3 => Fault::Reset(20_000),
+            4 => Fault::HalfOpen(20_000),
+            5 => Fault::BlackHole(20_000),
+            6 => Fault::Truncate(20_000),
+            _ => Fault::Flip(20_000),
+        });
+        for _ in 0..10 {
+            let first = rng.below(200);
+            let keys: Vec<_> = (first..first + 40).map(|i| key(1, 0, i)).collect();
+            let results = match rng.below(8) {
+                0..3 => put(&store, &keys, LEN, within(300)),
+                3 => store.delete(&keys[..5], within(300)).wait(),
+                _ => get(&store, &keys, LEN, within(300)),
+            };
+            operations += results.len();
+            answered += results.iter().filter(|result| result.is_ok()).count();
+        }
+        struck[n] += if n == 0 { 1 } else { proxy.faults() - before };
+    }
+    proxy.set(Fault::None);
+    proxy.cut();
+    recovers(&store, LEN);
+    ends(&store);
+    let counters = store.counters();
+    println!(
+        "seed {seed}: {operations} operations, {answered} served, {} faults over {} connections; {counters:?}",
+        proxy.faults(),
+        proxy.connections()
+    );
+    assert!(answered > operations / 10, "{answered} of {operations}: nothing is shown");
+    assert!(counters.refused() > 0, "no flipped bit was met");
+    assert!(counters.late > 0 && counters.unreachable > 0);
+}
+
+/// One fault at a time strikes every call; each is a miss, and the caller leaves though the server never would.
+#[test]
+fn a_fault_is_a_miss_and_the_store_recovers() {
+    let server = S3Server::start(SERVER);
+    let proxy = Proxy::start(server.port(), seed());
+    let store = open(proxy.port(), Limits::default());
+    let block = [key(1, 0, 0)];
+    for fault in [
+        Fault::Delay(Duration::from_millis(400), Duration::ZERO),
+        Fault::Bandwidth(10_000),
+        Fault::Reset(0),
+        Fault::HalfOpen(0),
+        Fault::BlackHole(0),
+        Fault::Truncate(0),
+        Fault::Flip(0),
+    ] {
+        proxy.set(Fault::None);
+        recovers(&store, LEN);
+        assert_eq!(put(&store, &block, LEN, soon()), [Ok(())]);
+        let before = store.counters();
+        proxy.set(fault);
+        for _ in 0..3 {
+            assert!(get(&store, &block, LEN, within(100))[0].is_err(), "{fault:?}");
+        }
+        let after = store.counters();
+        assert_eq!((after.hits, after.misses()), (before.hits, before.misses() + 3), "{fault:?}");
+        proxy.set(Fault::None);
+        proxy.cut();
+        ends(&store);
+    }
+    recovers(&store, LEN);
+}
+
+/// A fault that passes is not even noticed: it is asked again.
+#[test]
+fn a_connection_that_breaks_once_is_no_miss() {
+    let server = S3Server::start(SERVER);
+    let proxy = Proxy::start(server.port(), seed());
+    let store = open(proxy.port(), Limits::default());
+    let blocks: Vec<_> = (0..20).map(|i| key(1, 0, i)).collect();
+    assert_eq!(put(&store, &blocks, LEN, soon()), vec![Ok(()); 20]);
+    for _ in 0..20 {
+        // Idle connections die unseen.
+        proxy.cut();
+        assert_eq!(get(&store, &blocks, LEN, soon()), vec![Ok(()); 20]);
+    }
+}
+
+/// However many calls there are, there are no more connections than lanes.
+#[test]
+fn connections_are_bounded() {
+    let server = S3Server::start(SERVER);
+    let proxy = Proxy::start(server.port(), seed());
+    proxy.set(Fault::Delay(Duration::from_millis(20), Duration::ZERO));
+    let store = open(proxy.port(), Limits::default());
+    let calls: Vec<_> =
+        (0..60).map(|n| store.exists(&[key(1, 0, 2 * n), key(1, 0, 2 * n + 1)], soon())).collect();
+    for call in calls {
+        assert_eq!(call.wait(), [Ok(false), Ok(false)]);
+    }
+    assert_eq!(proxy.connections(), 32);
+}
+
+/// A black hole fills the limits and no more; then calls are refused at once; and all of it comes back.
+#[test]
+fn what_hangs_is_bounded() {
+    let server = S3Server::start(SERVER);
+    let proxy = Proxy::start(server.port(), seed());
+    let store = open(proxy.port(), Limits { calls: 20, bytes: 10 << 20 });
+    recovers(&store, LEN);
+    proxy.set(Fault::BlackHole(0));
+    let block = [key(1, 0, 0)];
+    let payload = vec![7; 1 << 20];
+    let meta = kv_core::job::RecordMeta {
+        identity: block[0].identity(),
+        parent: kv_core::key::BlockKey::ROOT,
+        depth: 0,
+    };
+    let puts = [kv_tiers::remote::Put { meta, payload: &payload }];
+    let calls: Vec<_> = (0..100).map(|_| store.put(&puts, soon())).collect();
+    // Nine records of a mebibyte and their headers fit ten mebibytes.
+    assert_eq!(store.in_flight(), InFlight { calls: 9, bytes: 9 * ((1 << 20) + 128) });
+    assert_eq!(calls.iter().filter(|call| call.is_done()).count(), 91);
+    // A purge knows that they may still write.
+    let sweep = store.sweep(block[0].namespace, block[0].epoch, within(20));
+    assert_eq!(sweep.wait(), Err(RemoteError::Late));
+    drop(calls);
+    ends(&store);
+    assert_eq!(store.counters().busy, 0, "what was never waited for is not counted");
+    proxy.set(Fault::None);
+    proxy.cut();
+    recovers(&store, LEN);
+}
+
+/// The server is killed in the middle of batches and comes back.
+#[test]
+fn a_restart_in_mid_batch_is_a_miss() {
+    let mut server = S3Server::start(SERVER);
+    let store = open(server.port(), Limits::default());
+    let keys: Vec<_> = (0..50).map(|i| key(1, 0, i)).collect();
+    for round in 0..3 {
+        assert_eq!(put(&store, &keys, 100_000, soon()), vec![Ok(()); 50]);
+        assert_eq!(get(&store, &keys, 100_000, soon()), vec![Ok(()); 50]);
+        let before = store.counters();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut missed = 0;
+                while missed == 0 {
+                    missed = get(&store, &keys, 100_000, soon()).iter().filter(|r| r.is_err()).count();
+                }
+            });
+            std::thread::sleep(Duration::from_millis(5 * round));
+            server.kill();
+            reader.join().unwrap();
+        });
+        assert!(store.counters().unreachable > before.unreachable);
+        assert_eq!(get(&store, &keys[..1], 100_000, soon()), [Err(RemoteError::Unreachable)]);
+        server.start_again();
+    }
+    assert_eq!(get(&store, &keys, 100_000, soon()), vec![Ok(()); 50]);
+}
