@@ -180,3 +180,25 @@ cxx:
 		(apt-get install -y -q g++ || { apt-get update -q && apt-get install -y -q g++; }) >/dev/null 2>&1 && exit 0; \
 	fi; \
 	echo "no C++ compiler: the tests of the kernels and of the C ABI will fail (install the package g++, or set CXX)" >&2
+
+# What the package's libraries need, and the interpreter as a shared library: the tests' client runs in it.
+MOONCAKE_PACKAGES = libibverbs1 libnuma1 libcurl4 \
+	$(shell python3 -c 'import sys; print("libpython%d.%d" % sys.version_info[:2])')
+MOONCAKE_LOADS := import ctypes, mooncake.store, sysconfig as s; \
+	ctypes.CDLL(s.get_config_var("LIBDIR") + "/" + s.get_config_var("INSTSONAME"))
+
+mooncake: $(MOONCAKE)
+
+$(MOONCAKE):
+	rm -rf $@.part
+	python3 -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore --target $@.part \
+		mooncake-transfer-engine-non-cuda==$(MOONCAKE_VERSION)
+	chmod +x $@.part/mooncake/mooncake_master
+	@PYTHONPATH=$@.part python3 -c '$(MOONCAKE_LOADS)' 2>/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing $(MOONCAKE_PACKAGES)"; \
+		(apt-get install -y -q $(MOONCAKE_PACKAGES) || { apt-get update -q && apt-get install -y -q $(MOONCAKE_PACKAGES); }) \
+			>/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "Mooncake does not load: the tests of its store will fail (install $(MOONCAKE_PACKAGES))" >&2
+	mv $@.part $@

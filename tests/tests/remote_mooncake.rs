@@ -335,7 +335,7 @@ fn what_hangs_is_bounded() {
 fn put_pending(store: &MooncakeStore, key: &RemoteKey) -> kv_tiers::remote::Pending<()> {
     let identity = key.identity();
     let meta = kv_core::job::RecordMeta { identity, parent: kv_core::key::BlockKey::ROOT, depth: 0 };
-    store.put(&[kv_tiers::remote::Put { meta, payload: &[7; LEN] }], soon())
+    store.put(&[kv_tiers::remote::Put { meta, payload: &[7; LEN], elements: None }], soon())
 }
 
 /// Stores that are closed while the library hangs wait for nothing, keep what the library may still use, and let

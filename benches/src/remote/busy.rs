@@ -56,7 +56,7 @@ impl<'a> Busy<'a> {
     fn put(&self, n: u64) -> Pending<()> {
         let identity = Self::key(n).identity();
         let meta = RecordMeta { identity, parent: BlockKey::ROOT, depth: 0 };
-        self.store.put(&[Put { meta, payload: &self.payload }], Instant::now() + PATIENCE)
+        self.store.put(&[Put { meta, payload: &self.payload, elements: None }], Instant::now() + PATIENCE)
     }
 
     fn get(&self, n: u64) -> PendingGet {
