@@ -49,7 +49,7 @@ define build-wheel
 	mkdir -p ffi/python/data/scripts
 	strip -o ffi/python/data/scripts/kvtier $(TARGET)/$(2)/kvtier
 	rm -rf $(3)
-	$(4) $(MATURIN) build --profile $(1) --locked --manifest-path ffi/python/Cargo.toml --out $(3)
+	$(4) $(MATURIN) build --profile $(1) --locked --features redis --manifest-path ffi/python/Cargo.toml --out $(3)
 endef
 
 wheel: $(MATURIN) ## Build dist/wheel: kvtier for Python 3.10 and later, with the command

@@ -37,6 +37,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _kvtier {
     use pyo3::prelude::*;
+    use pyo3::types::PyDict;
 
     #[pymodule_export]
     use crate::buffers::Runs;
@@ -54,6 +55,19 @@ mod _kvtier {
     use crate::store::{Store, close_all};
     #[pymodule_export]
     use crate::ticket::{Summary, Ticket};
+
+    /// What this build is: its version, the oldest Python whose stable ABI it was built for, the kinds of remote stores
+    /// that it knows, and whether it checks itself (slower) as the builds for tests do.
+    #[pyfunction]
+    fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let info = PyDict::new(py);
+        info.set_item("version", env!("CARGO_PKG_VERSION"))?;
+        info.set_item("stable_abi", "3.10")?;
+        let remotes: &[&str] = if cfg!(feature = "redis") { &["file", "redis", "rediss"] } else { &["file"] };
+        info.set_item("remotes", remotes)?;
+        info.set_item("assertions", cfg!(debug_assertions))?;
+        Ok(info)
+    }
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -150,6 +150,16 @@ def test_the_command_is_in_the_wheel():
     assert wrong.returncode == 2
 
 
+def test_the_benchmark_runs(tmp_path):
+    import json
+
+    command = [sys.executable, "-m", "kvtier.bench", "--dir", tmp_path, "--mib", "16", "--repeat", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True)
+    result = json.loads(done.stdout)
+    assert [c["blocks"] for c in result["copies"]] == [32, 8, 2]
+    assert set(result["jitter"]) == {"idle", "kvtier_get", "files_get"}
+
+
 def test_the_examples_in_the_documentation_run():
     finder, runner = doctest.DocTestParser(), doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     documented = [(kvtier.__name__, kvtier)] + [(name, getattr(kvtier, name)) for name in kvtier.__all__]

@@ -79,3 +79,10 @@ def test_addresses_that_make_no_sense(tmp_path):
     with pytest.raises(kvtier.Invalid) as refused:
         kvtier.Store(BLOCK, MIB, tokens_per_block=16, remotes=["s4://user:password@host"])
     assert "password" not in str(refused.value)
+
+
+def test_a_redis_that_is_down_is_a_miss():
+    with kvtier.Store(BLOCK, MIB, tokens_per_block=16, remotes=["redis://:password@127.0.0.1:1"]) as store:
+        store.put([b"k"], page(1)).wait()
+        ticket = store.get([b"k", b"absent"], bytearray(2 * BLOCK), chained=True)
+        assert ticket.wait().prefix == 1

@@ -97,6 +97,33 @@ class OnlyDLPack:
         return self.array.__dlpack__()
 
 
+class Torch:
+    """What is used of a torch.Tensor, which has no buffer protocol; torch itself is where the connectors are tested."""
+
+    def __init__(self, array, device="cpu"):
+        self.array, self.device, self.nbytes = array, self, array.nbytes
+        self.type, self.index = device, None
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+    def is_contiguous(self):
+        return self.array.flags.c_contiguous
+
+
+def test_tensors_that_cannot_be_used_here(store):
+    array = np.zeros(2 * BLOCK, np.uint8)
+    for tensor, why in [
+        (Torch(array[::2]), "contiguous"),
+        (Torch(array[:BLOCK], "cuda"), "GPU"),
+        (Torch(array, "xpu"), "xpu"),
+    ]:
+        with pytest.raises(kvtier.Invalid, match=why):
+            store.put([b"k"], [tensor])
+    with pytest.raises(kvtier.Invalid, match="contiguous"):
+        store.put([b"k"], [OnlyDLPack(array.reshape(2, -1).T)])
+
+
 def ways(block):
     """One block of memory in every form, with a function that reads it."""
     raw = bytearray(block)
@@ -108,13 +135,15 @@ def ways(block):
     yield np.frombuffer(bytearray(block), np.float16), None
     packed = np.frombuffer(bytearray(block), np.uint16)
     yield OnlyDLPack(packed), packed.tobytes
+    torch = np.frombuffer(bytearray(block), np.uint16)
+    yield Torch(torch), torch.tobytes
     c = (ctypes.c_char * len(block)).from_buffer_copy(block)
     yield c, lambda: c.raw
     yield (ctypes.addressof(c), len(block)), lambda: c.raw
     yield [memoryview(raw)[:100], memoryview(raw)[100:]], lambda: raw
 
 
-@pytest.mark.parametrize("way", range(9))
+@pytest.mark.parametrize("way", range(10))
 def test_memory_in_every_form(store, way):
     source, _ = list(ways(page(way)))[way]
     assert store.put([b"key"], [source]).wait().done == 1
@@ -221,6 +250,13 @@ def test_numbers_are_those_of_the_engine():
 
     assert [(s.name, s.value) for s in KeyStatus] == _kvtier._KEY_STATUSES
     assert [(p.name, p.value) for p in Presence] == _kvtier._PRESENCES
+
+
+def test_what_was_built():
+    info = kvtier.build_info()
+    assert info["version"] == kvtier.__version__
+    assert "file" in info["remotes"]
+    assert info["stable_abi"] == "3.10"
 
 
 def test_every_exception_is_an_error():

@@ -10,7 +10,7 @@ Summary(keys=1, done=1, prefix=1)
 """
 
 from kvtier._enums import KeyStatus, Presence
-from kvtier._kvtier import Keys, Layout, Pool, Queue, Runs, Store, Summary, Ticket, __version__
+from kvtier._kvtier import Keys, Layout, Pool, Queue, Runs, Store, Summary, Ticket, __version__, build_info
 from kvtier.errors import (
     Busy,
     Closed,
@@ -44,4 +44,5 @@ __all__ = [
     "Timeout",
     "Unclean",
     "__version__",
+    "build_info",
 ]
