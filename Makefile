@@ -17,7 +17,16 @@ GPU_BUILD := target/gpu
 # Where `make ffi` installs the header, the libraries and the pkg-config file.
 PREFIX ?= dist/ffi
 
-.PHONY: help demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake
+# The wheel is built by MATURIN. Its tests run in a fresh environment of PYTHON, which makes both.
+PYTHON ?= python3
+MATURIN_VERSION := 1.16.0
+MATURIN := .tools/maturin-$(MATURIN_VERSION)/bin/maturin
+RUFF_VERSION := 0.17.6
+RUFF := .tools/ruff-$(RUFF_VERSION)/bin/ruff
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+WHEEL_VENV := $(TARGET)/wheel-venv
+
+.PHONY: help demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -28,9 +37,34 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 
 test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
+	$(MAKE) test-wheel
 	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
 	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
+
+# The command is a file of its own in the wheel, the same that is built for everything else: a runtime that imports
+# kvtier does not load the code of benchmarks, and `kvtier` starts without Python.
+define build-wheel
+	$(4) cargo build --profile $(1) --locked -p kvtier-benches --bin kvtier
+	mkdir -p ffi/python/data/scripts
+	strip -o ffi/python/data/scripts/kvtier $(TARGET)/$(2)/kvtier
+	rm -rf $(3)
+	$(4) $(MATURIN) build --profile $(1) --locked --features redis --manifest-path ffi/python/Cargo.toml --out $(3)
+endef
+
+wheel: $(MATURIN) ## Build dist/wheel: kvtier for Python 3.10 and later, with the command
+	$(call build-wheel,release,release,dist/wheel,)
+
+# With the assertions of the other tests, and with what was built for them: `dev` optimised like `test` is the same.
+# (Cargo takes the profile `test` to mean the harness.)
+test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh environment and test it there
+	$(call build-wheel,dev,debug,$(TARGET)/wheel,CARGO_PROFILE_DEV_OPT_LEVEL=2)
+	rm -rf $(WHEEL_VENV)
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/pip install -q --disable-pip-version-check -r ffi/python/requirements-test.txt $(TARGET)/wheel/*.whl
+	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m pytest -q
+	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
+	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier --mypy-config-file pyproject.toml
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
@@ -84,11 +118,23 @@ kernels: $(KERNEL_TOOLS) ## Compile the CUDA kernels and write what is generated
 kernels-check: $(KERNEL_TOOLS) ## Check that what is generated from the CUDA kernels is current
 	cargo run -q -p kvtier-kernels --locked -- check $(KERNEL_TOOLS)
 
-lint: $(DENY) kernels-check header-check ## Check format, lints, docs, licences and sources of dependencies
+lint: $(DENY) kernels-check header-check lint-python ## Check format, lints, docs, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	$(DENY) --locked check licenses bans sources
+
+$(MATURIN):
+	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
+		--target .tools/maturin-$(MATURIN_VERSION) maturin==$(MATURIN_VERSION)
+
+lint-python: $(RUFF) ## Check format and lints of the Python sources
+	$(RUFF) format --check ffi/python
+	$(RUFF) check ffi/python
+
+$(RUFF):
+	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
+		--target .tools/ruff-$(RUFF_VERSION) ruff==$(RUFF_VERSION)
 
 # Built unoptimised: it runs for a second, and an optimised build takes six minutes instead of two.
 $(DENY):

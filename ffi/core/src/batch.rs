@@ -73,6 +73,12 @@ impl KeyBatch {
         keys.enumerate().map(wrap).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Keys that are of the namespace already.
+    #[must_use]
+    pub fn of(keys: Vec<BlockKey>) -> Self {
+        Self(keys)
+    }
+
     /// The keys.
     #[must_use]
     pub fn as_slice(&self) -> &[BlockKey] {

@@ -6,6 +6,8 @@ use std::time::Duration;
 use kv_core::key::{Fingerprint, NamespaceSecret};
 use kv_core::policy::BytesPerDay;
 
+use crate::slow::SlowSources;
+
 /// Which bytes are meant. Two stores that differ in any of these never see each other's blocks, also in one
 /// directory after a restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub struct StoreConfig {
     pub secret: Option<NamespaceSecret>,
     /// What survives the end of the process.
     pub durability: Durability,
+    /// Load or recompute, and remote stores.
+    pub slow: Option<SlowSources>,
 }
 
 impl StoreConfig {
@@ -79,6 +83,7 @@ impl StoreConfig {
             identity,
             secret: None,
             durability: Durability::default(),
+            slow: None,
         }
     }
 }

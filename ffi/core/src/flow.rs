@@ -74,6 +74,13 @@ impl Flow<'_> {
 
     fn load(&self, statuses: &mut [KeyStatus], pins: &mut Vec<Pinned>) {
         let keys = self.task.keys.as_slice();
+        if self.task.chained && !matches!(self.task.operation, Operation::Pin) {
+            // One lease, as the slow sources are asked about the chain as a whole.
+            let lease = if keys.is_empty() { None } else { self.engine.acquire(&self.request(keys)).ok() };
+            let parts = lease.map(|lease| Part { lease, keys: 0..keys.len() }).into_iter().collect();
+            self.take(parts, keys.len() <= self.most, statuses, pins);
+            return;
+        }
         let mut groups = groups(keys, self.most);
         let single = keys.len() <= self.most;
         let mut next = |statuses: &mut [KeyStatus]| {
@@ -88,37 +95,47 @@ impl Flow<'_> {
         while let Some(parts) = ahead {
             // The disk works on the next group while this one is copied.
             ahead = next(statuses);
-            let mut blocks = Vec::new();
-            let mut ready = Vec::new();
-            for (at, part) in parts.iter().enumerate() {
-                let answer = self.answer(&part.lease);
-                for key in part.keys.clone() {
-                    let index = (key - part.keys.start) as u32;
-                    match answer {
-                        Ok(answer) if index < answer.ready => blocks.push(Block { key, part: at, index }),
-                        // It was found, and then it could not be loaded, or not in time.
-                        Ok(_) => statuses[key] = self.task.stopped().unwrap_or(KeyStatus::Failed),
-                        Err(why) => statuses[key] = why,
-                    }
+            self.take(parts, single, statuses, pins);
+        }
+    }
+
+    /// Waits for leases, copies what they found, and ends them.
+    fn take(&self, parts: Vec<Part>, single: bool, statuses: &mut [KeyStatus], pins: &mut Vec<Pinned>) {
+        let mut blocks = Vec::new();
+        let mut ready = Vec::new();
+        for (at, part) in parts.iter().enumerate() {
+            let answer = self.answer(&part.lease);
+            if let Some(why) = part.lease.why() {
+                self.task.decided(why);
+            }
+            for key in part.keys.clone() {
+                let index = (key - part.keys.start) as u32;
+                match answer {
+                    Ok(answer) if index < answer.ready => blocks.push(Block { key, part: at, index }),
+                    // A chain is asked for as a whole: behind what was found there may be nothing.
+                    Ok(answer) if self.task.chained && index >= answer.ready + answer.lost => {}
+                    // It was found, and then it could not be loaded, or not in time.
+                    Ok(_) => statuses[key] = self.task.stopped().unwrap_or(KeyStatus::Failed),
+                    Err(why) => statuses[key] = why,
                 }
-                ready.push(answer.map_or(0, |answer| answer.ready));
             }
-            match &self.task.operation {
-                Operation::Get(buffers) => copy_out(&parts, &blocks, buffers, statuses),
-                Operation::Onboard(pool, to) => self.onboard(&parts, &blocks, pool, to, single, statuses),
-                _ => {}
-            }
-            for (part, ready) in parts.into_iter().zip(ready).rev() {
-                if !matches!(self.task.operation, Operation::Pin) {
-                    end(part.lease, ready);
-                } else if ready > 0 {
-                    match Permit::take(self.pinned, self.most_pinned) {
-                        Some(permit) => {
-                            statuses[part.keys.start] = KeyStatus::Done;
-                            pins.push((part.lease, permit));
-                        }
-                        None => statuses[part.keys.start] = KeyStatus::NoRoom,
+            ready.push(answer.map_or(0, |answer| answer.ready));
+        }
+        match &self.task.operation {
+            Operation::Get(buffers) => copy_out(&parts, &blocks, buffers, statuses),
+            Operation::Onboard(pool, to) => self.onboard(&parts, &blocks, pool, to, single, statuses),
+            _ => {}
+        }
+        for (part, ready) in parts.into_iter().zip(ready).rev() {
+            if !matches!(self.task.operation, Operation::Pin) {
+                end(part.lease, ready);
+            } else if ready > 0 {
+                match Permit::take(self.pinned, self.most_pinned) {
+                    Some(permit) => {
+                        statuses[part.keys.start] = KeyStatus::Done;
+                        pins.push((part.lease, permit));
                     }
+                    None => statuses[part.keys.start] = KeyStatus::NoRoom,
                 }
             }
         }

@@ -9,6 +9,7 @@ use kv_tiers::engine::EngineError;
 
 use crate::config::StoreConfig;
 use crate::secret;
+use crate::slow::RemoteError;
 
 /// Fewest blocks of host memory: every worker needs some to work with.
 pub const FEWEST_SLOTS: u64 = 16;
@@ -45,6 +46,9 @@ pub enum OpenError {
     /// No random bytes for a secret, or no thread.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// A remote store.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] kv_tiers::engine::OpenError),

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use kv_core::cost::{Balance, TokenRange};
 use kv_core::index::NamespaceIndex;
-use kv_core::key::{KeyChain, Namespace};
+use kv_core::key::{BlockKey, Extra, KeyChain, Namespace, NamespaceId};
 use kv_core::layout::GroupIndex;
+use kv_core::planner::PrefixQuote;
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
 use kv_core::units::{Epoch, Tokens};
@@ -23,6 +25,7 @@ use crate::flow::Flow;
 use crate::open::{OpenError, prepare, secret_of, slots};
 use crate::pool::{Pool, PoolConfig, PoolError};
 use crate::queue::TaskQueue;
+use crate::slow::SlowStats;
 use crate::stats::{Counters, StoreStats, add};
 use crate::task::{KeyStatus, Operation, Permit, Task, Ticket};
 use crate::work::{MOST_TASKS, WORKERS, WorkQueue, left};
@@ -80,8 +83,9 @@ pub enum Presence {
 pub struct Submission {
     /// The blocks, made by [`Store::keys`].
     pub keys: KeyBatch,
-    /// For puts and offloads: the keys are one chain, first block first. Eviction then takes blocks from the end of
-    /// the chain, and a block is stored only if all before it are. Without it each key stands by itself.
+    /// The keys are one chain, first block first. Eviction then takes blocks from the end of the chain, a block is stored
+    /// only if all before it are, and gets and onboards end at the first block that is not there, but ask slow sources
+    /// ([`StoreConfig::slow`]) as well. Without it each key stands by itself. For pins it does not matter.
     pub chained: bool,
     /// How long it may take: 30 s if nothing is said, a day at most.
     pub timeout: Option<Duration>,
@@ -134,6 +138,7 @@ struct Inner {
 /// ```
 pub struct Store {
     inner: Arc<Inner>,
+    owner: Namespace,
     chain: KeyChain,
     arena: Arc<Arena>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -160,6 +165,9 @@ impl Store {
             }
             None => (secret_of(config, None)?, None),
         };
+        let fingerprint = config.identity.fingerprint(config.block_bytes);
+        let dir = config.nvme.as_ref().map(|(dir, _)| dir.as_path());
+        let slow = config.slow.as_ref().map(|slow| slow.open(&config.identity.model, fingerprint, dir));
         let opened = Engine::open(&EngineConfig {
             block_bytes: config.block_bytes,
             hbm: None,
@@ -169,9 +177,8 @@ impl Store {
             policy: PolicyKind::default(),
             nvme_budget: config.nvme_budget,
             max_write_backs: WRITE_BACKS,
-            slow: None,
+            slow: slow.transpose()?,
         })?;
-        let fingerprint = config.identity.fingerprint(config.block_bytes);
         let owner = Namespace::new(&config.identity.tenant, fingerprint, &secret);
         let namespace = opened.engine.namespace(owner.id(), fingerprint, Epoch(0))?;
         let arena = opened.engine.arena().clone();
@@ -188,6 +195,7 @@ impl Store {
         let store = Self {
             inner: inner.clone(),
             chain: owner.chain(GroupIndex(0), Tokens(1)),
+            owner,
             arena,
             workers: Mutex::default(),
             taken: Arc::default(),
@@ -216,6 +224,26 @@ impl Store {
     /// [`BatchError`].
     pub fn keys<'a>(&self, keys: impl ExactSizeIterator<Item = &'a [u8]>) -> Result<KeyBatch, BatchError> {
         KeyBatch::wrap(&self.chain, keys)
+    }
+
+    /// Names the full blocks of `tokens`, for runtimes without hashes of their own. `extras` are what else the KV depends
+    /// on: an adapter, a salt, an image. `parent` is the last key of the blocks before; without it they are the first.
+    #[must_use]
+    pub fn token_keys(
+        &self,
+        tokens_per_block: u32,
+        tokens: &[u32],
+        extras: &[Extra<'_>],
+        parent: Option<BlockKey>,
+    ) -> KeyBatch {
+        let chain = self.owner.chain(GroupIndex(0), Tokens(tokens_per_block));
+        KeyBatch::of(chain.keys(parent.unwrap_or(BlockKey::ROOT), tokens, extras).collect())
+    }
+
+    /// Public name of the namespace. Keys of a store are good for every store of the same namespace.
+    #[must_use]
+    pub fn namespace_id(&self) -> NamespaceId {
+        self.owner.id()
     }
 
     /// Where each key is now. Takes microseconds, pins and promises nothing.
@@ -361,6 +389,50 @@ impl Store {
         let deadline = Instant::now() + what.timeout.unwrap_or(USUAL_TIMEOUT).min(LONGEST_TIMEOUT);
         let task = Arc::new(Task::new(operation, what.keys, what.chained, deadline, what.notify, permit));
         if self.inner.work.push(task.clone()) { Ok(Ticket::new(task)) } else { Err(SubmitError::Closed) }
+    }
+
+    /// A pass of prefill over the tokens `start..end` of a prompt took `took`. Owed once for every pass: it is what the
+    /// choice between loading and recomputing learns from. Without slow sources it does nothing.
+    ///
+    /// # Errors
+    /// [`SubmitError::Closed`].
+    pub fn observed_prefill(&self, start: u32, end: u32, took: Duration) -> Result<(), SubmitError> {
+        self.engine(|engine| engine.observed_prefill(TokenRange::new(start, end), took))
+    }
+
+    /// What it would cost to serve a chain here, for routers. Asks no remote store; `None` without slow sources.
+    ///
+    /// # Errors
+    /// [`SubmitError::Closed`].
+    pub fn quote(&self, keys: &KeyBatch) -> Result<Option<PrefixQuote>, SubmitError> {
+        self.engine(|engine| engine.quote(self.inner.namespace, keys.as_slice()))
+    }
+
+    /// The account behind "never worse than recomputing"; `None` without slow sources.
+    ///
+    /// # Errors
+    /// [`SubmitError::Closed`].
+    pub fn balance(&self) -> Result<Option<Balance>, SubmitError> {
+        self.engine(Engine::balance)
+    }
+
+    /// What slow sources have done.
+    ///
+    /// # Errors
+    /// [`SubmitError::Closed`].
+    pub fn slow_stats(&self) -> Result<SlowStats, SubmitError> {
+        let stats = self.engine(Engine::stats)?;
+        Ok(SlowStats {
+            remote_reads: stats.remote_reads,
+            remote_writes: stats.remote_writes,
+            loads_admitted: stats.loads_admitted,
+            loads_refused: stats.loads_refused,
+            loads_late: stats.loads_late,
+        })
+    }
+
+    fn engine<T>(&self, ask: impl FnOnce(&Engine) -> T) -> Result<T, SubmitError> {
+        self.inner.engine.read().as_ref().map(ask).ok_or(SubmitError::Closed)
     }
 
     /// Counters so far, and what is in use now.

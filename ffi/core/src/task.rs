@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_core::job::TransferError;
+use kv_core::planner::Reasons;
 use kv_cuda::LayerProgress;
 use parking_lot::{Condvar, Mutex};
 
@@ -101,7 +102,6 @@ pub(crate) struct Task {
     cancelled: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
-    notify: Option<(Arc<TaskQueue>, u64)>,
     permit: Permit,
 }
 
@@ -109,8 +109,12 @@ pub(crate) struct Task {
 struct State {
     finished: bool,
     statuses: Vec<KeyStatus>,
+    /// Where to announce the end.
+    notify: Vec<(Arc<TaskQueue>, u64)>,
     /// A layered load that has been started.
     layers: Option<Arc<LayerProgress>>,
+    /// Why slow sources were used, or not.
+    why: Option<Reasons>,
     /// Blocks that stay pinned.
     pins: Vec<Pinned>,
 }
@@ -124,7 +128,7 @@ impl Task {
         notify: Option<(Arc<TaskQueue>, u64)>,
         permit: Permit,
     ) -> Self {
-        let state = Mutex::default();
+        let state = Mutex::new(State { notify: notify.into_iter().collect(), ..State::default() });
         Self {
             operation,
             keys,
@@ -133,7 +137,6 @@ impl Task {
             cancelled: AtomicBool::new(false),
             state,
             changed: Condvar::new(),
-            notify,
             permit,
         }
     }
@@ -161,6 +164,10 @@ impl Task {
         self.changed.notify_all();
     }
 
+    pub(crate) fn decided(&self, why: Reasons) {
+        self.state.lock().why = Some(why);
+    }
+
     /// The last thing that happens to a task: from here on nothing of the runtime is touched.
     pub(crate) fn finish(&self, statuses: Vec<KeyStatus>, pins: Vec<Pinned>) {
         let summary = summary(&statuses);
@@ -169,12 +176,16 @@ impl Task {
         state.pins = pins;
         state.finished = true;
         // Before anybody can see that it is done: who has waited for a ticket finds it in the queue.
-        if let Some((queue, tag)) = &self.notify {
-            let finished = Finished { tag: *tag, done: summary.done, keys: summary.keys };
-            queue.push(finished, self.permit.clone());
+        for (queue, tag) in std::mem::take(&mut state.notify) {
+            self.announce(&queue, tag, summary);
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    fn announce(&self, queue: &TaskQueue, tag: u64, summary: Summary) {
+        let finished = Finished { tag, done: summary.done, keys: summary.keys };
+        queue.push(finished, self.permit.clone());
     }
 }
 
@@ -241,6 +252,22 @@ impl Ticket {
     #[must_use]
     pub fn width(&self) -> usize {
         self.0.width()
+    }
+
+    /// Why slow sources were used, or not; `None` if none was asked about.
+    #[must_use]
+    pub fn why(&self) -> Option<Reasons> {
+        self.0.state.lock().why
+    }
+
+    /// Announces the end in one more queue, at once if it is over already.
+    pub fn announce(&self, queue: Arc<TaskQueue>, tag: u64) {
+        let mut state = self.0.state.lock();
+        if state.finished {
+            self.0.announce(&queue, tag, summary(&state.statuses));
+        } else {
+            state.notify.push((queue, tag));
+        }
     }
 
     /// Asks for an early end. The buffers are in use until the ticket is done all the same.

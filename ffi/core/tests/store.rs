@@ -72,6 +72,32 @@ fn get(store: &Store, ids: &[u32]) -> Vec<KeyStatus> {
 }
 
 #[test]
+fn an_end_is_announced_wherever_that_was_asked_for_before_and_after_it() {
+    let store = Store::open(&config(32, None)).unwrap();
+    let (first, second) = (Arc::new(TaskQueue::new().unwrap()), Arc::new(TaskQueue::new().unwrap()));
+    let mut what = submission(&store, &[1]);
+    what.notify = Some((first.clone(), 1));
+    let ticket = store.pin(what).unwrap();
+    ticket.announce(second.clone(), 2);
+    assert!(ticket.wait(LONG).is_some());
+    ticket.announce(second.clone(), 3);
+    let tags = |queue: &TaskQueue| queue.drain(9).iter().map(|finished| finished.tag).collect::<Vec<_>>();
+    assert_eq!((tags(&first), tags(&second)), (vec![1], vec![2, 3]));
+}
+
+#[test]
+fn keys_of_tokens_are_those_of_the_chain_and_of_no_foreign_hash() {
+    let store = Store::open(&config(32, None)).unwrap();
+    let tokens: Vec<u32> = (0..50).collect();
+    let keys = store.token_keys(16, &tokens, &[], None);
+    let rest = store.token_keys(16, &tokens[16..], &[], Some(keys.as_slice()[0]));
+    assert_eq!((keys.len(), &keys.as_slice()[1..]), (3, rest.as_slice()));
+    let bytes = keys.as_slice()[0].to_bytes();
+    let foreign = store.keys([bytes.as_slice()].into_iter()).unwrap();
+    assert_ne!(foreign.as_slice()[0], keys.as_slice()[0]);
+}
+
+#[test]
 fn what_was_put_is_got_from_memory_and_from_nvme() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&config(64, Some(dir.path()))).unwrap();
