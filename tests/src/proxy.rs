@@ -154,6 +154,9 @@ impl Shared {
             self.threads.lock().retain(|thread| !thread.is_finished());
             // No server: the client's connection is closed at once.
             let Ok(server) = TcpStream::connect(self.server) else { continue };
+            // The delays are the proxy's affair and nobody else's.
+            client.set_nodelay(true).unwrap();
+            server.set_nodelay(true).unwrap();
             let (client2, server2) = (client.try_clone().unwrap(), server.try_clone().unwrap());
             self.open.lock().push((number, client.try_clone().unwrap(), server.try_clone().unwrap()));
             let (up, down) = (Arc::clone(self), Arc::clone(self));

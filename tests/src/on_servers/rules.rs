@@ -14,7 +14,7 @@ use kv_tiers::remote::RemoteStore;
 use super::prompts::{BLOCK_BYTES, BLOCK_TOKENS, Prompt, Prompts};
 
 /// Who always loads stops after this time: a hung server would keep it for an hour.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What became of the requests.
 #[derive(Debug, Default)]
