@@ -26,7 +26,7 @@ RUFF := .tools/ruff-$(RUFF_VERSION)/bin/ruff
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 WHEEL_VENV := $(TARGET)/wheel-venv
 
-.PHONY: help demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
+.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -90,6 +90,11 @@ bench: fio redis ## Measure against the limits and the peers (the first build ta
 	cargo run --release --locked --features peers -- bench cost
 	cargo run --release --locked --features peers,redis -- bench remote
 	cargo bench -p kvtier-benches --locked
+
+# Takes a quarter of an hour. Not part of `bench`: it exits with 1 if the promise is broken.
+bench-servers: redis ## Load or recompute on real Redis and S3 servers, beside a rule that always loads
+	cargo build --release --locked -p kvtier-tests --bins
+	target/release/rule-on-servers
 
 # One file, without debug information, that needs a driver and a C library not older than this machine's. The
 # commit is built in: the other machine has no repository.
