@@ -91,7 +91,7 @@ impl Backend {
     fn spoil(&self) {
         match &self.server {
             Server::Redis(server) => {
-                let script = b"for _,k in ipairs(redis.call('KEYS','*')) do redis.call('DEL',k) redis.call('SET',k,'junk') end";
+                let script = b"for _,k in ipairs(redis.call('KEYS','*')) do redis.call('DEL',k) redis.call('SET',k,'junk') end return 1";
                 server.command(&[b"EVAL", script, b"0"]);
             }
             Server::S3(server) => spoil_files(&server.files()),
