@@ -13,6 +13,7 @@
 //! s3_server     a real S3 server, and one that only refuses
 //! proxy         faults between a client and a server
 //! remote        blocks for remote stores, and calls that check every byte
+//! remote_faults what every remote store has to stand
 //! victim        how a process that is to be killed and its killer understand each other
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod on_servers;
 pub mod proxy;
 pub mod redis_server;
 pub mod remote;
+pub mod remote_faults;
 pub mod runtime;
 pub mod s3_server;
 pub mod sim;

@@ -6,10 +6,10 @@
 use std::time::{Duration, Instant};
 
 use kv_tiers::remote::{InFlight, Limits, RedisConfig, RedisStore, RemoteError, RemoteStore, Servers};
-use kvtier_benches::SplitMix64;
 use kvtier_tests::proxy::{Fault, Proxy};
 use kvtier_tests::redis_server::RedisServer;
 use kvtier_tests::remote::{get, key, put, soon, within};
+use kvtier_tests::remote_faults::{Storm, ends, every_fault_is_a_miss, recovers, weather};
 
 fn seed() -> u64 {
     std::env::var("KVTIER_PROXY_SEED").map_or(1, |seed| seed.parse().expect("a number"))
@@ -21,109 +21,20 @@ fn open(port: u16, limits: Limits) -> RedisStore {
     RedisStore::open(RedisConfig { servers, ttl, root_certificate: None, limits }).unwrap()
 }
 
-/// Everything that was in flight ends, in the end.
-fn ends(store: &RedisStore) {
-    while store.in_flight() != InFlight::default() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The network is well again, and so is the store, as soon as its patience allows.
-fn recovers(store: &RedisStore, len: usize) {
-    let block = [key(9, 0, 0)];
-    while put(store, &block, len, soon()) != [Ok(())] {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    // Every lane that an old fault has left in a bad state is used up.
-    while get(store, &block, len, soon()) != [Ok(())] {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-const LEN: usize = 3000;
-
-/// Every fault in random order, with reads, writes and deletes of the same blocks; many operations; no wrong byte.
 #[test]
 fn no_fault_brings_wrong_bytes() {
     let (server, seed) = (RedisServer::start(&[]), seed());
     let proxy = Proxy::start(server.port(), seed);
     let store = open(proxy.port(), Limits::default());
-    let mut rng = SplitMix64::new(seed);
-    let ms = Duration::from_millis;
-    let (mut operations, mut answered) = (0, 0);
-    let mut struck = [0_u64; 8];
-    while operations < 24_000 || struck.contains(&0) {
-        let n = rng.below(8) as usize;
-        let before = proxy.faults();
-        proxy.set(match n {
-            0 => Fault::None,
-            1 => Fault::Delay(ms(1), ms(3)),
-            2 => Fault::Bandwidth(20_000_000),
-            3 => Fault::Reset(300_000),
-            4 => Fault::HalfOpen(300_000),
-            5 => Fault::BlackHole(300_000),
-            6 => Fault::Truncate(300_000),
-            _ => Fault::Flip(20_000),
-        });
-        for _ in 0..10 {
-            let first = rng.below(400);
-            let keys: Vec<_> = (first..first + 40).map(|i| key(1, 0, i)).collect();
-            let results = match rng.below(8) {
-                0..3 => put(&store, &keys, LEN, within(60)),
-                3 => store.delete(&keys[..5], within(60)).wait(),
-                _ => get(&store, &keys, LEN, within(60)),
-            };
-            operations += results.len();
-            answered += results.iter().filter(|result| result.is_ok()).count();
-        }
-        struck[n] += if n == 0 { 1 } else { proxy.faults() - before };
-    }
-    proxy.set(Fault::None);
-    proxy.cut();
-    recovers(&store, LEN);
-    ends(&store);
-    let counters = store.counters();
-    println!(
-        "seed {seed}: {operations} operations, {answered} served, {} faults over {} connections; {counters:?}",
-        proxy.faults(),
-        proxy.connections()
-    );
-    assert!(answered > operations / 10, "{answered} of {operations}: nothing is shown");
-    assert!(counters.refused() > 0, "no flipped bit was met");
-    assert!(counters.late > 0 && counters.unreachable > 0);
+    let storm = Storm { operations: 24_000, blocks: 400, broken_after: 300_000, patience: 60 };
+    weather(&store, &proxy, seed, storm);
 }
 
-/// One fault at a time strikes every call; each is a miss, and the caller leaves though the server never would.
 #[test]
 fn a_fault_is_a_miss_and_the_store_recovers() {
     let server = RedisServer::start(&[]);
     let proxy = Proxy::start(server.port(), seed());
-    let store = open(proxy.port(), Limits::default());
-    let block = [key(1, 0, 0)];
-    for fault in [
-        Fault::Delay(Duration::from_millis(400), Duration::ZERO),
-        Fault::Bandwidth(10_000),
-        Fault::Reset(0),
-        Fault::HalfOpen(0),
-        Fault::BlackHole(0),
-        Fault::Truncate(0),
-        Fault::Flip(0),
-    ] {
-        proxy.set(Fault::None);
-        recovers(&store, LEN);
-        assert_eq!(put(&store, &block, LEN, soon()), [Ok(())]);
-        let before = store.counters();
-        proxy.set(fault);
-        for _ in 0..3 {
-            assert!(get(&store, &block, LEN, within(100))[0].is_err(), "{fault:?}");
-        }
-        let after = store.counters();
-        assert_eq!((after.hits, after.misses()), (before.hits, before.misses() + 3), "{fault:?}");
-        proxy.set(Fault::None);
-        proxy.cut();
-        ends(&store);
-    }
-    recovers(&store, LEN);
+    every_fault_is_a_miss(&open(proxy.port(), Limits::default()), &proxy);
 }
 
 /// A store that has no connection yet makes several at once, and none of them is a failure for the others.
@@ -147,7 +58,7 @@ fn what_hangs_is_bounded() {
     let proxy = Proxy::start(server.port(), seed());
     let limits = Limits { calls: 20, bytes: 10 << 20 };
     let store = open(proxy.port(), limits);
-    recovers(&store, LEN);
+    recovers(&store);
     proxy.set(Fault::BlackHole(0));
     let block = [key(1, 0, 0)];
     let payload = vec![7; 1 << 20];
@@ -169,7 +80,7 @@ fn what_hangs_is_bounded() {
     assert_eq!(store.counters().busy, 0, "what was never waited for is not counted");
     proxy.set(Fault::None);
     proxy.cut();
-    recovers(&store, LEN);
+    recovers(&store);
 }
 
 /// The server is killed in the middle of batches and comes back empty.
@@ -179,7 +90,7 @@ fn a_restart_in_mid_batch_is_a_miss() {
     let store = open(server.port(), Limits::default());
     let keys: Vec<_> = (0..50).map(|i| key(1, 0, i)).collect();
     for round in 0..3 {
-        recovers(&store, LEN);
+        recovers(&store);
         assert_eq!(put(&store, &keys, 100_000, soon()), vec![Ok(()); 50]);
         assert_eq!(get(&store, &keys, 100_000, soon()), vec![Ok(()); 50]);
         let before = store.counters();
@@ -199,6 +110,6 @@ fn a_restart_in_mid_batch_is_a_miss() {
         assert_eq!(down, [Err(RemoteError::Unreachable)]);
         server.start_again();
     }
-    recovers(&store, LEN);
+    recovers(&store);
     assert_eq!(get(&store, &keys[..1], 100_000, soon()), [Err(RemoteError::Absent)]);
 }

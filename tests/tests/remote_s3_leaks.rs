@@ -3,12 +3,11 @@
 //! `KVTIER_PROXY_SEED=n` chooses other faults.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::Duration;
-
-use kv_tiers::remote::{InFlight, Limits, RemoteStore, S3Config, S3Store};
+use kv_tiers::remote::{Limits, S3Config, S3Store};
 use kvtier_benches::SplitMix64;
 use kvtier_tests::proxy::{Fault, Proxy};
-use kvtier_tests::remote::{get, key, put, soon, within};
+use kvtier_tests::remote::{get, key, put, within};
+use kvtier_tests::remote_faults::{ends, recovers};
 use kvtier_tests::s3_server::{S3Server, config};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_s3-server");
@@ -24,21 +23,6 @@ fn open(port: u16, limits: Limits) -> S3Store {
 /// Entries of a directory of `/proc/self`.
 fn count(what: &str) -> usize {
     std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count()
-}
-
-/// Everything that was in flight ends, in the end.
-fn ends(store: &S3Store) {
-    while store.in_flight() != InFlight::default() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The network is well again, and so is the store.
-fn recovers(store: &S3Store, len: usize) {
-    let block = [key(9, 0, 0)];
-    while put(store, &block, len, soon()) != [Ok(())] || get(store, &block, len, soon()) != [Ok(())] {
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Threads and sockets after five hundred faults are those after fifty.
@@ -64,12 +48,12 @@ fn nothing_leaks_over_many_faults() {
         proxy.set(Fault::None);
         proxy.cut();
         ends(&store);
-        recovers(&store, 500);
+        recovers(&store);
         if proxy.faults() >= 50 && after_few.is_none() {
             after_few = Some((count("task"), count("fd")));
         }
     }
-    recovers(&store, 500);
+    recovers(&store);
     let (threads, files) = after_few.unwrap();
     let (threads_now, files_now) = (count("task"), count("fd"));
     println!(

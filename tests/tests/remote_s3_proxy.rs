@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use kv_tiers::remote::{InFlight, Limits, RemoteError, RemoteStore, S3Config, S3Store};
-use kvtier_benches::SplitMix64;
 use kvtier_tests::proxy::{Fault, Proxy};
 use kvtier_tests::remote::{get, key, put, soon, within};
+use kvtier_tests::remote_faults::{LEN, Storm, ends, every_fault_is_a_miss, recovers, weather};
 use kvtier_tests::s3_server::{S3Server, config};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_s3-server");
@@ -21,105 +21,20 @@ fn open(port: u16, limits: Limits) -> S3Store {
     S3Store::open(S3Config { limits, ..config(port) }).unwrap()
 }
 
-/// Everything that was in flight ends, in the end.
-fn ends(store: &S3Store) {
-    while store.in_flight() != InFlight::default() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The network is well again, and so is the store.
-fn recovers(store: &S3Store, len: usize) {
-    let block = [key(9, 0, 0)];
-    while put(store, &block, len, soon()) != [Ok(())] || get(store, &block, len, soon()) != [Ok(())] {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-const LEN: usize = 3000;
-
-/// Every fault in random order, with reads, writes and deletes of the same blocks; many operations; no wrong byte.
 #[test]
 fn no_fault_brings_wrong_bytes() {
     let (server, seed) = (S3Server::start(SERVER), seed());
     let proxy = Proxy::start(server.port(), seed);
     let store = open(proxy.port(), Limits::default());
-    let mut rng = SplitMix64::new(seed);
-    let ms = Duration::from_millis;
-    let (mut operations, mut answered) = (0, 0);
-    let mut struck = [0_u64; 8];
-    while operations < 12_000 || struck.contains(&0) {
-        let n = rng.below(8) as usize;
-        let before = proxy.faults();
-        proxy.set(match n {
-            0 => Fault::None,
-            1 => Fault::Delay(ms(1), ms(3)),
-            2 => Fault::Bandwidth(20_000_000),
-            3 => Fault::Reset(20_000),
-            4 => Fault::HalfOpen(20_000),
-            5 => Fault::BlackHole(20_000),
-            6 => Fault::Truncate(20_000),
-            _ => Fault::Flip(20_000),
-        });
-        for _ in 0..10 {
-            let first = rng.below(200);
-            let keys: Vec<_> = (first..first + 40).map(|i| key(1, 0, i)).collect();
-            let results = match rng.below(8) {
-                0..3 => put(&store, &keys, LEN, within(300)),
-                3 => store.delete(&keys[..5], within(300)).wait(),
-                _ => get(&store, &keys, LEN, within(300)),
-            };
-            operations += results.len();
-            answered += results.iter().filter(|result| result.is_ok()).count();
-        }
-        struck[n] += if n == 0 { 1 } else { proxy.faults() - before };
-    }
-    proxy.set(Fault::None);
-    proxy.cut();
-    recovers(&store, LEN);
-    ends(&store);
-    let counters = store.counters();
-    println!(
-        "seed {seed}: {operations} operations, {answered} served, {} faults over {} connections; {counters:?}",
-        proxy.faults(),
-        proxy.connections()
-    );
-    assert!(answered > operations / 10, "{answered} of {operations}: nothing is shown");
-    assert!(counters.refused() > 0, "no flipped bit was met");
-    assert!(counters.late > 0 && counters.unreachable > 0);
+    let storm = Storm { operations: 12_000, blocks: 200, broken_after: 20_000, patience: 300 };
+    weather(&store, &proxy, seed, storm);
 }
 
-/// One fault at a time strikes every call; each is a miss, and the caller leaves though the server never would.
 #[test]
 fn a_fault_is_a_miss_and_the_store_recovers() {
     let server = S3Server::start(SERVER);
     let proxy = Proxy::start(server.port(), seed());
-    let store = open(proxy.port(), Limits::default());
-    let block = [key(1, 0, 0)];
-    for fault in [
-        Fault::Delay(Duration::from_millis(400), Duration::ZERO),
-        Fault::Bandwidth(10_000),
-        Fault::Reset(0),
-        Fault::HalfOpen(0),
-        Fault::BlackHole(0),
-        Fault::Truncate(0),
-        Fault::Flip(0),
-    ] {
-        proxy.set(Fault::None);
-        recovers(&store, LEN);
-        assert_eq!(put(&store, &block, LEN, soon()), [Ok(())]);
-        let before = store.counters();
-        proxy.set(fault);
-        for _ in 0..3 {
-            assert!(get(&store, &block, LEN, within(100))[0].is_err(), "{fault:?}");
-        }
-        let after = store.counters();
-        assert_eq!((after.hits, after.misses()), (before.hits, before.misses() + 3), "{fault:?}");
-        proxy.set(Fault::None);
-        proxy.cut();
-        ends(&store);
-    }
-    recovers(&store, LEN);
+    every_fault_is_a_miss(&open(proxy.port(), Limits::default()), &proxy);
 }
 
 /// A fault that passes is not even noticed: it is asked again.
@@ -158,7 +73,7 @@ fn what_hangs_is_bounded() {
     let server = S3Server::start(SERVER);
     let proxy = Proxy::start(server.port(), seed());
     let store = open(proxy.port(), Limits { calls: 20, bytes: 10 << 20 });
-    recovers(&store, LEN);
+    recovers(&store);
     proxy.set(Fault::BlackHole(0));
     let block = [key(1, 0, 0)];
     let payload = vec![7; 1 << 20];
@@ -180,7 +95,7 @@ fn what_hangs_is_bounded() {
     assert_eq!(store.counters().busy, 0, "what was never waited for is not counted");
     proxy.set(Fault::None);
     proxy.cut();
-    recovers(&store, LEN);
+    recovers(&store);
 }
 
 /// The server is killed in the middle of batches and comes back.

@@ -51,7 +51,7 @@ fn every_load_is_what_was_stored_or_a_miss() {
         seen.crashes > seeds,
         seen.durable > seeds,
         seen.reinserted > seeds / 10,
-        seen.from_remote > seeds,
+        seen.from_remote > seeds / 2,
         seen.late > seeds / 10,
     ];
     assert!(enough.iter().all(|e| *e), "{enough:?}: {seen:?}");

@@ -57,7 +57,7 @@ pub(super) fn sources(rng: &mut SplitMix64, fingerprint: Fingerprint, block: usi
     }
 }
 
-/// What a model knows that has seen all sources deliver in a few milliseconds.
+/// What a model knows that has seen all sources deliver in a tenth of a second.
 pub(super) fn taught(sources: &SlowSources) -> Vec<u8> {
     let names = sources.nvme.map(|_| SlowSources::NVME).into_iter();
     let names = names.chain(sources.remotes.iter().map(|r| r.name.as_str()));
@@ -78,7 +78,7 @@ pub(super) fn taught(sources: &SlowSources) -> Vec<u8> {
         let size = LoadSize::raw(Bytes(16 * sources.block_bytes.0));
         let offers: Vec<_> = ids.map(|source| Offer { source, size }).collect();
         let decision = model.decide(now, &ask, &offers, round << 40 | 1);
-        let times = LoadTimes { transfer: Nanos::from_millis(5), ..LoadTimes::default() };
+        let times = LoadTimes { transfer: Nanos::from_millis(100), ..LoadTimes::default() };
         let arrived = Outcome::Arrived { waited: times.transfer, times };
         if let Some(load) = decision.load {
             model.settle(now, load.ticket, arrived);

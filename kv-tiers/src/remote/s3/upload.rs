@@ -37,15 +37,10 @@ impl Upload<'_> {
     /// The object appears at the end, whole, or not at all.
     pub(super) async fn run(self, record: Bytes) -> Result<(), RemoteError> {
         let Self { requests, object, writer, flight } = self;
-        let id = requests.ask(|| requests.bucket.store.create_multipart(object)).await?;
-        let upload = Begun {
-            requests: requests.clone(),
-            object: object.clone(),
-            id,
-            // Where this runs.
-            event_loop: Handle::current(),
-            held: Some((writer, flight)),
-        };
+        // A task of its own, that goes on when this is cancelled: an upload that has begun and of which nobody knows the
+        // id could not be taken back.
+        let upload = Handle::current().spawn(begin(requests.clone(), object.clone(), (writer, flight)));
+        let upload = upload.await.map_err(|_| RemoteError::Closed)??;
         let starts = (0..record.len()).step_by(PART);
         let parts = starts.enumerate().map(|(n, start)| {
             let bytes = record.slice(start..record.len().min(start + PART));
@@ -58,6 +53,15 @@ impl Upload<'_> {
         upload.ended();
         Ok(())
     }
+}
+
+async fn begin(
+    requests: Requests,
+    object: Path,
+    held: (Writer, Option<Arc<Flight>>),
+) -> Result<Begun, RemoteError> {
+    let id = requests.ask(|| requests.bucket.store.create_multipart(&object)).await?;
+    Ok(Begun { requests, object, id, event_loop: Handle::current(), held: Some(held) })
 }
 
 async fn part(
@@ -77,6 +81,7 @@ struct Begun {
     requests: Requests,
     object: Path,
     id: MultipartId,
+    /// Where this runs.
     event_loop: Handle,
     /// What tells a sweep that there is a writer, and the call's permit; `None` when it has ended.
     held: Option<(Writer, Option<Arc<Flight>>)>,
