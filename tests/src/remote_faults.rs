@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use kv_tiers::remote::{InFlight, RemoteStore};
+use kv_core::job::RecordMeta;
+use kv_core::key::BlockKey;
+use kv_tiers::remote::{InFlight, Limits, Put, RemoteError, RemoteStore};
 use kvtier_benches::SplitMix64;
 
 use crate::proxy::{Fault, Proxy};
@@ -120,5 +122,35 @@ pub fn every_fault_is_a_miss(store: &dyn RemoteStore, proxy: &Proxy) {
         proxy.cut();
         ends(store);
     }
+    recovers(store);
+}
+
+/// What the store of [`what_hangs_is_bounded`] may have under way.
+pub const TIGHT: Limits = Limits { calls: 20, bytes: 10 << 20 };
+
+/// A black hole fills the limits, which are [`TIGHT`], and no more; then calls are refused at once; and all of it comes
+/// back.
+///
+/// # Panics
+/// When it is not so.
+pub fn what_hangs_is_bounded(store: &dyn RemoteStore, proxy: &Proxy) {
+    recovers(store);
+    proxy.set(Fault::BlackHole(0));
+    let block = [key(1, 0, 0)];
+    let payload = vec![7; 1 << 20];
+    let meta = RecordMeta { identity: block[0].identity(), parent: BlockKey::ROOT, depth: 0 };
+    let puts = [Put { meta, payload: &payload, elements: None }];
+    let calls: Vec<_> = (0..100).map(|_| store.put(&puts, soon())).collect();
+    // Nine records of a mebibyte and their headers fit ten mebibytes.
+    assert_eq!(store.in_flight(), InFlight { calls: 9, bytes: 9 * ((1 << 20) + 128) });
+    assert_eq!(calls.iter().filter(|call| call.is_done()).count(), 91);
+    // A purge knows that they may still write.
+    let sweep = store.sweep(block[0].namespace, block[0].epoch, within(20));
+    assert_eq!(sweep.wait(), Err(RemoteError::Late));
+    drop(calls);
+    ends(store);
+    assert_eq!(store.counters().busy, 0, "what was never waited for is not counted");
+    proxy.set(Fault::None);
+    proxy.cut();
     recovers(store);
 }

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use kv_tiers::remote::{InFlight, Limits, RemoteError, RemoteStore, S3Config, S3Store};
+use kv_tiers::remote::{Limits, RemoteError, RemoteStore, S3Config, S3Store};
 use kvtier_tests::proxy::{Fault, Proxy};
-use kvtier_tests::remote::{get, key, put, soon, within};
-use kvtier_tests::remote_faults::{LEN, Storm, ends, every_fault_is_a_miss, recovers, weather};
+use kvtier_tests::remote::{get, key, put, soon};
+use kvtier_tests::remote_faults::{LEN, Storm, TIGHT, every_fault_is_a_miss, weather, what_hangs_is_bounded};
 use kvtier_tests::s3_server::{S3Server, config};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_s3-server");
@@ -67,35 +67,11 @@ fn connections_are_bounded() {
     assert_eq!(proxy.connections(), 32);
 }
 
-/// A black hole fills the limits and no more; then calls are refused at once; and all of it comes back.
 #[test]
-fn what_hangs_is_bounded() {
+fn no_more_hangs_than_may() {
     let server = S3Server::start(SERVER);
     let proxy = Proxy::start(server.port(), seed());
-    let store = open(proxy.port(), Limits { calls: 20, bytes: 10 << 20 });
-    recovers(&store);
-    proxy.set(Fault::BlackHole(0));
-    let block = [key(1, 0, 0)];
-    let payload = vec![7; 1 << 20];
-    let meta = kv_core::job::RecordMeta {
-        identity: block[0].identity(),
-        parent: kv_core::key::BlockKey::ROOT,
-        depth: 0,
-    };
-    let puts = [kv_tiers::remote::Put { meta, payload: &payload, elements: None }];
-    let calls: Vec<_> = (0..100).map(|_| store.put(&puts, soon())).collect();
-    // Nine records of a mebibyte and their headers fit ten mebibytes.
-    assert_eq!(store.in_flight(), InFlight { calls: 9, bytes: 9 * ((1 << 20) + 128) });
-    assert_eq!(calls.iter().filter(|call| call.is_done()).count(), 91);
-    // A purge knows that they may still write.
-    let sweep = store.sweep(block[0].namespace, block[0].epoch, within(20));
-    assert_eq!(sweep.wait(), Err(RemoteError::Late));
-    drop(calls);
-    ends(&store);
-    assert_eq!(store.counters().busy, 0, "what was never waited for is not counted");
-    proxy.set(Fault::None);
-    proxy.cut();
-    recovers(&store);
+    what_hangs_is_bounded(&open(proxy.port(), TIGHT), &proxy);
 }
 
 /// The server is killed in the middle of batches and comes back.

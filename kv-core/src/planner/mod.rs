@@ -364,13 +364,9 @@ impl Planner {
     }
 
     fn identity(&self, node: NodeId, generation: crate::units::Generation) -> RecordIdentity {
-        let namespace = self.namespaces[usize::from(self.index.namespace(node).0)];
         RecordIdentity {
-            namespace: namespace.id,
-            epoch: namespace.epoch,
-            fingerprint: namespace.fingerprint,
-            key: self.index.key(node),
             generation,
+            ..self.remote_identity(self.index.namespace(node), self.index.key(node))
         }
     }
 

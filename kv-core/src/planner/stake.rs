@@ -148,21 +148,22 @@ impl Slow {
         let waited = now - stake.since.max(*charged);
         *charged = now.max(*charged);
         let ran = now - stake.since;
-        let (mut outcome, mut second) = match end {
-            End::Arrived if stake.partial => (Outcome::Cancelled { waited }, Outcome::NotStarted),
+        let mut outcome = match end {
+            End::Arrived if stake.partial => Outcome::Cancelled { waited },
             End::Arrived => {
                 let times = LoadTimes {
                     lookup: stake.lookup,
                     transfer: ran - stake.lookup - stake.decode,
                     decode: stake.decode,
                 };
-                (Outcome::Arrived { waited, times }, Outcome::NotStarted)
+                Outcome::Arrived { waited, times }
             }
-            End::Late => (Outcome::TooLate { waited, ran }, Outcome::NotStarted),
-            End::Failed => (Outcome::Failed { waited }, Outcome::NotStarted),
-            End::Cancelled => (Outcome::Cancelled { waited }, Outcome::NotStarted),
+            End::Late => Outcome::TooLate { waited, ran },
+            End::Failed => Outcome::Failed { waited },
+            End::Cancelled => Outcome::Cancelled { waited },
         };
         if let Some(hedge) = stake.hedge {
+            let mut second = Outcome::NotStarted;
             let ran = now - hedge.after;
             if stake.overtaken && end == End::Arrived && !stake.partial {
                 outcome = Outcome::Overtaken { waited };
@@ -245,7 +246,7 @@ impl Planner {
 
     /// The deadline of a load has come: the request goes on without what has not arrived.
     pub(super) fn give_up_late(&mut self, now: Nanos, id: DefaultKey) {
-        for which in [Which::Nvme, Which::Lookup, Which::Remote] {
+        for which in Loads::ALL {
             let Some(request) = self.requests.get_mut(id) else { return };
             let stake = request.loads.as_mut().and_then(|loads| loads.stake(which));
             let Some(blocks) = stake.filter(|s| s.deadline <= now).map(|s| s.blocks.clone()) else {
