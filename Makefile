@@ -25,6 +25,9 @@ RUFF_VERSION := 0.17.6
 RUFF := .tools/ruff-$(RUFF_VERSION)/bin/ruff
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 WHEEL_VENV := $(TARGET)/wheel-venv
+# Installs the runtimes that the connectors are tested in: it links what several environments share.
+UV_VERSION := 0.13.9
+UV := .tools/uv-$(UV_VERSION)/bin/uv
 
 .PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
 .DEFAULT_GOAL := help
@@ -132,6 +135,10 @@ lint: $(DENY) kernels-check header-check lint-python ## Check format, lints, doc
 $(MATURIN):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
 		--target .tools/maturin-$(MATURIN_VERSION) maturin==$(MATURIN_VERSION)
+
+$(UV):
+	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
+		--target .tools/uv-$(UV_VERSION) uv==$(UV_VERSION)
 
 lint-python: $(RUFF) ## Check format and lints of the Python sources
 	$(RUFF) format --check ffi/python
