@@ -107,6 +107,7 @@ struct Inner {
     namespace: NamespaceIndex,
     work: WorkQueue,
     counters: Counters,
+    has_log: bool,
     most_in_group: usize,
     pinned: Arc<AtomicUsize>,
     most_pinned: usize,
@@ -187,6 +188,7 @@ impl Store {
             namespace,
             work: WorkQueue::default(),
             counters: Counters::default(),
+            has_log: config.nvme.is_some(),
             // Two groups for each worker take at most half of the memory.
             most_in_group: (slots as usize / (4 * WORKERS)).clamp(1, MOST_IN_GROUP),
             pinned: Arc::default(),
@@ -518,6 +520,7 @@ impl Inner {
                     engine,
                     namespace: self.namespace,
                     task: &task,
+                    has_log: self.has_log,
                     most: self.most_in_group,
                     pinned: &self.pinned,
                     most_pinned: self.most_pinned,
