@@ -89,6 +89,16 @@ static void stores_and_loads(kvtier_store store)
     strings.timeout_ns = 60 * SECOND;
     OK(kvtier_store_put(store, &strings, &ticket));
     CHECK(finish(ticket).prefix == 1);
+
+    uint8_t removals[2] = {9, 9};
+    OK(kvtier_store_remove(store, &strings, removals));
+    CHECK(removals[0] == KVTIER_REMOVE_DONE && removals[1] == KVTIER_REMOVE_ABSENT);
+    OK(kvtier_store_exists(store, &strings, places, NULL));
+    CHECK(places[0] == KVTIER_AT_NONE);
+    t.batch.num_keys = 20;
+    OK(kvtier_store_clear(store));
+    OK(kvtier_store_exists(store, &t.batch, NULL, &prefix));
+    CHECK(prefix == 0);
     free(spare);
     free(t.memory);
 }
@@ -174,7 +184,7 @@ int main(int argc, char **argv)
     kvtier_stats stats;
     OK(kvtier_init(&stats, sizeof stats));
     OK(kvtier_store_stats(store, &stats));
-    CHECK(stats.stored == 24 && stats.nvme_used == 24 && stats.block_bytes == BLOCK);
+    CHECK(stats.stored == 24 && stats.nvme_used == 23 && stats.block_bytes == BLOCK);
     char json[4096];
     uint64_t needed = 0;
     OK(kvtier_store_stats_json(store, json, sizeof json, &needed));
