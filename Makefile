@@ -29,7 +29,7 @@ WHEEL_VENV := $(TARGET)/wheel-venv
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
 
-.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
+.PHONY: help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -99,6 +99,20 @@ bench-servers: redis ## Load or recompute on real Redis and S3 servers, beside a
 	cargo build --release --locked -p kvtier-tests --bins
 	target/release/rule-on-servers
 
+# Each backend in the environment that its runtime's tests run in. LMCache's raw_block is a package of its own.
+RUNTIMES := sglang-0.5.23 lmcache-0.5.6 vllm-0.33.0
+RAW_BLOCK := .tools/lmcache-raw-block-0.5.7rc2
+BENCH_DIR ?= $(TARGET)
+
+bench-connectors: wheel fio $(UV) $(RAW_BLOCK) ## Measure kvtier beside the runtimes' own backends on the disk of BENCH_DIR
+	for runtime in $(RUNTIMES); do \
+		UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/$${runtime%%-*}/install.sh .tools/$$runtime || exit 1; \
+	done
+	rm -rf $(TARGET)/bench-connectors
+	$(UV) pip install -q --no-deps --python $(PYTHON) --target $(TARGET)/bench-connectors dist/wheel/*.whl
+	$(PYTHON) benches/connectors --dir $(BENCH_DIR) --path $(TARGET)/bench-connectors $(RAW_BLOCK) \
+		$(foreach runtime,$(RUNTIMES),--$(firstword $(subst -, ,$(runtime))) .tools/$(runtime)) --out benches/results
+
 # One file, without debug information, that needs a driver and a C library not older than this machine's. The
 # commit is built in: the other machine has no repository.
 gpu: ## Build dist/gpu for any NVIDIA machine: copy it there and run run.sh (no toolchain, no network)
@@ -142,9 +156,12 @@ $(UV):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
 		--target .tools/uv-$(UV_VERSION) uv==$(UV_VERSION)
 
+$(RAW_BLOCK): | $(UV)
+	$(UV) pip install -q --no-deps --python $(PYTHON) --target $@ lmcache-rust-raw-block-io==$(lastword $(subst -, ,$@))
+
 lint-python: $(RUFF) ## Check format and lints of the Python sources
-	$(RUFF) format --check ffi/python
-	$(RUFF) check ffi/python
+	$(RUFF) format --check ffi/python benches/connectors
+	$(RUFF) check ffi/python benches/connectors
 
 $(RUFF):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
