@@ -1,0 +1,374 @@
+# ruff: noqa: ANN401 - what is SGLang's has no types here
+"""kvtier as SGLang's external linker: it takes the place of SGLang's host pool, and of storage behind it."""
+
+import logging
+import time
+import uuid
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.unified_cache.unified_cache_linker import UnifiedCacheLinker
+
+from kvtier.errors import Busy, Error
+from kvtier.options import StoreOptions
+from kvtier.sglang import _weights
+from kvtier.sglang._device_pools import (
+    PoolTransfer,
+    device_pools,
+    is_trailing,
+    page_tensors,
+    pages_of,
+    whole_pages,
+)
+from kvtier.sglang._holds import Hold, Holds, Need
+from kvtier.sglang._loads import LayerCounter, Load, Offload
+from kvtier.sglang._part import Part
+from kvtier.sglang._ranks import this_rank
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT = 5.0
+"""Seconds that a lookup may take if nothing is said: the scheduler waits for it."""
+
+_MOST_OFFLOADS = 256
+"""Under way at a time: of the 1024 operations that a store takes on, loads always find room."""
+
+_REPORT_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Pages are counted once, however many pools have a part of them."""
+
+    lookups: int = 0
+    lookup_pages: int = 0
+    """Pages asked for."""
+    hit_pages: int = 0
+    """Of them, promised."""
+    loaded_pages: int = 0
+    failed_loads: int = 0
+    """Batches of which something did not reach the device: SGLang aborts their requests."""
+    offloaded_pages: int = 0
+    failed_offloads: int = 0
+    """Nodes of SGLang's tree that were not stored. They are offered again when they are used again."""
+    cancelled_loads: int = 0
+    errors: int = 0
+
+
+@dataclass(slots=True)
+class _Queued:
+    """A load that waits for the start of its batch."""
+
+    hold: Hold | None
+    pages: list[tuple[Part, list[str], list[int]]] = field(default_factory=list)
+    """Keys, and pages of the device's pool."""
+    count: int = 0
+
+
+class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not there for the type checker
+    """Keeps the pages of SGLang's device pools in pinned host memory, on NVMe and in remote stores.
+
+    SGLang makes one in each of its schedulers (`--unified-cache-external-linker-backend dynamic`) and calls it from
+    that thread alone. `extra_config` is `kvtier.options.StoreOptions`. Raises `kvtier.Error` for options that make no
+    sense and stores that cannot be opened; afterwards whatever fails is a miss, and is counted and logged.
+    """
+
+    def __init__(
+        self,
+        server_args: Any,
+        params: Any,
+        *,
+        components: set[Any],
+        extra_config: dict[str, Any],
+        forward_stream: Any = None,
+    ) -> None:
+        self._options = StoreOptions.parse({"timeout": _TIMEOUT, **extra_config})
+        self.forward_stream = forward_stream
+        kvcache = params.token_to_kv_pool_allocator.get_kvcache()
+        self._group = device_pools(kvcache, params, components)
+        self.pools = self._group.entry_map
+        rank = this_rank(server_args, params)
+        self._alone = not rank.several
+        tensors = {name: page_tensors(entry) for name, entry in self.pools.items()}
+        total = sum(some.num_pages * some.page_bytes for parts in tensors.values() for some in parts)
+        self._parts: dict[Any, list[Part]] = {}
+        try:
+            for name, parts in tensors.items():
+                opened = self._parts.setdefault(name, [])
+                for some in parts:
+                    part = Part(
+                        some,
+                        self._options,
+                        directory=f"sglang-linker/{rank.directory}",
+                        # As SGLang has divided the device's memory.
+                        share=some.num_pages * some.page_bytes / total,
+                        model=rank.model,
+                        layout=rank.layout,
+                        streams=self._streams(some.tensors[0].device),
+                        tokens_per_page=params.page_size,
+                    )
+                    opened.append(part)
+        except Error:
+            self._close_parts()
+            raise
+        first = next(iter(tensors.values()))[0].tensors[0].device
+        self._on_gpu = first.type == "cuda"
+        self.layer_done_counter = LayerCounter(self._options.timeout, self._stream)
+        if "mamba" in {name.value for name in self.pools}:
+            params.req_to_token_pool.register_layer_transfer_counter(self.layer_done_counter)
+        self._holds = Holds(self._options.timeout, several_ranks=rank.several)
+        self._queued: dict[str, _Queued] = {}
+        self._offloads: deque[tuple[Offload, int]] = deque()
+        self._stale = False
+        self.counters = Counters()
+        self._reported = (time.monotonic(), Counters())
+        _weights.watch(self)
+        _log.info(
+            "kvtier keeps %s: %s",
+            rank.directory,
+            ", ".join(f"{part.name} {part.pages.page_bytes} bytes a page" for part in self._all_parts()),
+        )
+
+    # What is there.
+
+    def lookup(self, rid: str, transfers: list[PoolTransfer]) -> list[int]:
+        """The lengths of prefixes that can be loaded, in pages. They stay loadable until the request is gone."""
+        keys = whole_pages(transfers)
+        if self._stale or not keys:
+            return []
+        try:
+            needs = []
+            for transfer in self._group.resolve_transfers(transfers):
+                window = max(1, len(transfer.keys)) if is_trailing(transfer) else None
+                needs += [Need(part, window) for part in self._parts[transfer.name]]
+            lengths = self._holds.lookup(rid, keys, needs) if needs else []
+        except Exception as error:
+            self._failed("a lookup", error)
+            return []
+        self.counters.lookups += 1
+        self.counters.lookup_pages += len(keys)
+        self.counters.hit_pages += lengths[-1] if lengths else 0
+        return lengths
+
+    # To the device.
+
+    def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
+        """Queues a load of pages that a lookup has promised."""
+        queued = _Queued(self._holds.take(rid))
+        try:
+            held = self._resolve_load(queued, transfers)
+        except Exception as error:
+            self._failed("a load", error)
+            held = False
+        if not held:
+            if queued.hold is not None:
+                queued.hold.release()
+            if self._alone:
+                # Recomputed. With other ranks this would end in different batches, and these in a deadlock.
+                return False
+            queued.pages.clear()
+            queued.hold = None
+        self._queued[rid] = queued
+        return True
+
+    def _resolve_load(self, queued: _Queued, transfers: list[PoolTransfer]) -> bool:
+        resolved = self._group.resolve_transfers(transfers, allow_partial=True, allow_missing_kv=True)
+        for transfer in resolved:
+            keys = list(transfer.keys)
+            pages = pages_of(self.pools[transfer.name], transfer.host_indices)
+            if len(pages) != len(keys):
+                raise ValueError(f"{len(pages)} pages for {len(keys)} keys in the pool {transfer.name.value}")
+            for part in self._parts[transfer.name]:
+                if queued.hold is None or not queued.hold.covers(part, keys):
+                    return False
+                queued.pages.append((part, keys, pages))
+        queued.count = len(whole_pages(transfers))
+        return bool(resolved)
+
+    def cancel_queued_load(self, rid: str) -> bool:
+        """Forgets a load that was not started."""
+        queued = self._queued.pop(rid, None)
+        if queued is None:
+            return False
+        self.counters.cancelled_loads += 1
+        if queued.hold is not None:
+            queued.hold.release()
+        return True
+
+    def start_layer_wise_loading(self) -> int:
+        """Starts what is queued."""
+        if not self._queued:
+            return -1
+        batch, self._queued = list(self._queued.values()), {}
+        load = Load([], [queued.hold for queued in batch if queued.hold is not None])
+        load.doomed = any(queued.hold is None for queued in batch)
+        wanted: dict[str, tuple[Part, list[str], list[int]]] = {}
+        for queued in batch:
+            for part, keys, pages in queued.pages:
+                _, all_keys, all_pages = wanted.setdefault(part.name, (part, [], []))
+                all_keys += keys
+                all_pages += pages
+        try:
+            for part, keys, pages in wanted.values():
+                load.tickets.append((part, part.onboard(part.store.keys(keys), pages)))
+        except Exception as error:
+            self._failed("the start of a load", error)
+            load.doomed = True
+        self.counters.loaded_pages += sum(queued.count for queued in batch)
+        return self.layer_done_counter.begin(load)
+
+    def finish_layer_wise_loading(self, counter_index: int) -> bool:
+        """Waits until a batch does not write any more. True if all of it is there."""
+        landed = self.layer_done_counter.finish(counter_index)
+        if not landed:
+            self.counters.failed_loads += 1
+            _log.error("a load did not reach the device; SGLang aborts its requests")
+        return landed
+
+    # From the device.
+
+    def offload(self, transfers: list[PoolTransfer], session_id: str | None = None) -> bool:
+        """Queues the pages of one node of SGLang's tree."""
+        try:
+            resolved = self._group.resolve_transfers(transfers, allow_partial=True)
+        except Exception as error:
+            self._failed("an offload", error)
+            return False
+        if not resolved:
+            return False
+        # From here on always taken on, as a failure if need be: all ranks must count the same offloads.
+        offload = Offload([])
+        try:
+            if self._stale:
+                offload.failed = True
+            else:
+                self._start_offload(offload, resolved)
+        except Busy:
+            offload.failed = True
+        except Exception as error:
+            offload.failed = True
+            self._failed("an offload", error)
+        self._offloads.append((offload, len(whole_pages(transfers))))
+        return True
+
+    def _start_offload(self, offload: Offload, resolved: list[PoolTransfer]) -> None:
+        if len(self._offloads) >= _MOST_OFFLOADS:
+            raise Busy(f"{_MOST_OFFLOADS} offloads are under way")
+        # The copies wait for what is queued in the streams that the pools were registered with.
+        for transfer in resolved:
+            keys = list(transfer.keys)
+            pages = pages_of(self.pools[transfer.name], transfer.host_indices)
+            if len(pages) != len(keys):
+                raise ValueError(f"{len(pages)} pages for {len(keys)} keys in the pool {transfer.name.value}")
+            for part in self._parts[transfer.name]:
+                offload.tickets.append(part.offload(part.store.keys(keys), pages))
+
+    def num_completed_offloads(self) -> int:
+        """Offloads that are over, up to the first that is not. SGLang asks in every round."""
+        self._holds.expire()
+        self._report()
+        done = 0
+        for offload, _ in self._offloads:
+            if not offload.done:
+                break
+            done += 1
+        return done
+
+    def pop_completed_offload(self) -> bool:
+        """Whether the oldest was stored as a whole."""
+        offload, pages = self._offloads.popleft()
+        stored = offload.end()
+        if stored:
+            self.counters.offloaded_pages += pages
+        else:
+            self.counters.failed_offloads += 1
+        return stored
+
+    # Its life.
+
+    def weights_change(self) -> None:
+        """Other weights are about to come: what is stored belongs to those before.
+
+        Nothing is served or stored until SGLang has flushed its own cache, which is full of the old weights, too.
+        """
+        if not self._stale:
+            _log.info("the weights change: nothing is loaded or stored until the cache was flushed")
+        self._stale = True
+
+    def reset(self) -> None:
+        """Ends everything under way. What is stored stays, unless weights were replaced since the last time."""
+        self._quiesce()
+        if not self._stale:
+            return
+        # No other process can know these weights by a name that would be safe to share.
+        revision = f"{self._options.revision}+{uuid.uuid4().hex}"
+        for part in self._all_parts():
+            try:
+                part.reopen(revision)
+            except Error as error:
+                self._failed(f"reopening {part.name}", error)
+        self._stale = False
+
+    def close(self) -> None:
+        """Ends everything under way and closes the stores."""
+        self._quiesce()
+        self._close_parts()
+        _log.info("kvtier is closed: %s", self.counters)
+
+    def _quiesce(self) -> None:
+        for rid in list(self._queued):
+            self.cancel_queued_load(rid)
+        self.layer_done_counter.reset()
+        self._holds.clear()
+        end = time.monotonic() + self._options.timeout
+        for offload, _ in self._offloads:
+            offload.quiesce(end)
+        self._offloads.clear()
+
+    def _close_parts(self) -> None:
+        for part in self._all_parts():
+            part.close()
+        self._parts.clear()
+
+    # What can be seen of it.
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the linker, and of the store of each part."""
+        return {
+            **asdict(self.counters),
+            "holds": len(self._holds),
+            "expired_holds": self._holds.expired,
+            "late_lookups": self._holds.timeouts,
+            "offloads_under_way": len(self._offloads),
+            "stores": {part.name: part.store.stats() for part in self._all_parts()},
+        }
+
+    def _report(self) -> None:
+        then, before = self._reported
+        now = time.monotonic()
+        if now - then < _REPORT_SECONDS:
+            return
+        if before != self.counters:
+            _log.info("kvtier so far: %s", self.counters)
+        self._reported = now, Counters(**asdict(self.counters))
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self.counters.errors += 1
+        # 1, 2, 4, 8, .. of them: a store that is gone must not fill the log.
+        if self.counters.errors & (self.counters.errors - 1) == 0:
+            _log.warning("%s failed (%d errors so far): %s", what, self.counters.errors, error, exc_info=error)
+
+    def _all_parts(self) -> list[Part]:
+        return [part for parts in self._parts.values() for part in parts]
+
+    def _streams(self, device: torch.device) -> list[int]:
+        if device.type != "cuda":
+            return []
+        streams = [torch.cuda.current_stream(device), self.forward_stream]
+        return list(dict.fromkeys(stream.cuda_stream for stream in streams if stream is not None))
+
+    def _stream(self) -> int | None:
+        stream: int | None = torch.cuda.current_stream().cuda_stream if self._on_gpu else None
+        return stream
