@@ -114,7 +114,9 @@ gpu: ## Build dist/gpu for any NVIDIA machine: copy it there and run run.sh (no 
 		CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=none \
 		cargo build --release --locked -p kvtier-benches --bin kvtier --target-dir $(GPU_BUILD)
 	mkdir -p dist/gpu
-	cp $(GPU_BUILD)/release/kvtier benches/gpu/run.sh dist/gpu/
+	rm -f dist/gpu/*.whl
+	$(MAKE) wheel
+	cp $(GPU_BUILD)/release/kvtier benches/gpu/run.sh tests/runtimes/torch/test_tensors.py dist/wheel/*.whl dist/gpu/
 	@du -h dist/gpu/kvtier
 
 ffi: ## Build the C ABI and install it into PREFIX (dist/ffi): header, libraries, pkg-config file
