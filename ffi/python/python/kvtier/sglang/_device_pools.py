@@ -13,9 +13,10 @@ from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTr
 from sglang.srt.mem_cache.hybrid_cache.linker_pool_assembler import (
     DevicePoolEntry,
     DevicePoolGroup,
+    _mamba_device_pool_entry,
     resolve_hybrid_device_pool_group,
 )
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 from kvtier.errors import Invalid
@@ -59,7 +60,8 @@ class PageTensors:
 def device_pools(kvcache: Any, params: Any, components: set[Any]) -> DevicePoolGroup:
     """The pools that an external linker serves.
 
-    SGLang assembles those of hybrid models itself; plain ones (MHA, MLA, sliding window) it leaves to the linker.
+    SGLang assembles some of the hybrid models' itself; MHA, plain MLA, sliding windows, and states beside MHA it leaves
+    to the linker.
 
     Raises `Invalid` for pools with more in them than is known here: to restore a part of a page is to corrupt it.
     """
@@ -77,6 +79,13 @@ def device_pools(kvcache: Any, params: Any, components: set[Any]) -> DevicePoolG
             mapping = kvcache.layers_mapping.items()
             layers = {layer - kvcache.start_layer: index for layer, (index, window) in mapping if window is is_window}
             entries.append(_entry(name, pool, layers, page))
+    elif type(kvcache) is HybridLinearKVPool and type(kvcache.full_kv_pool) is MHATokenToKVPool:
+        mapping = kvcache.full_attention_layer_id_mapping.items()
+        layers = {layer - kvcache.start_layer: index for layer, index in mapping}
+        entries = [
+            _entry(PoolName.KV, kvcache.full_kv_pool, layers, page),
+            _mamba_device_pool_entry(params.req_to_token_pool, kvcache.start_layer),
+        ]
     else:
         return resolve_hybrid_device_pool_group(kvcache=kvcache, page_size=page, params=params, components=components)
     if drafts:

@@ -180,7 +180,8 @@ class Holds:
         wanted = [key for key in keys if key not in pinned][: part.room]
         patience = end - time.monotonic()
         if wanted and patience > 0:
-            ticket = part.store.pin(part.store.keys(wanted), timeout=patience)
+            chained = part.slow and not self._only_host
+            ticket = part.store.pin(part.store.keys(wanted), chained=chained, timeout=patience)
             part.pinned += len(wanted)
             hold.tickets.append((part, len(wanted), ticket))
             if ticket.wait(patience) is None or KeyStatus.TIMED_OUT in ticket.statuses():
@@ -190,16 +191,24 @@ class Holds:
             pinned.update(key for key, served in zip(wanted, ticket.served(), strict=True) if served)
         return next((index for index, key in enumerate(keys) if key not in pinned), len(keys))
 
+    @property
+    def _only_host(self) -> bool:
+        """Whether the slower tiers are left alone for now."""
+        return self._now() < self._slow_again
+
     def _was_late(self) -> None:
         self.timeouts += 1
         self._slow_again = self._now() + self._pause
         self._pause = min(2 * self._pause, _BREAK_SECONDS[1])
 
     def _there(self, part: Part, keys: Sequence[str]) -> int:
+        if part.slow and not self._only_host:
+            # Only the pin knows what remote stores have, and whether it is worth to load it.
+            return min(len(keys), part.room)
         there = self._each(part, keys[: part.room])
         return there.index(False) if False in there else len(there)
 
     def _each(self, part: Part, keys: Sequence[str]) -> list[bool]:
-        only_host = self._now() < self._slow_again
+        only_host = self._only_host
         found = part.store.exists(part.store.keys(keys))
         return [place == Presence.HOST if only_host else place != Presence.ABSENT for place in found]

@@ -1,6 +1,8 @@
 # ruff: noqa: ANN401 - what is SGLang's has no types here
 """kvtier as SGLang's external linker: it takes the place of SGLang's host pool, and of storage behind it."""
 
+import contextlib
+import json
 import logging
 import time
 import uuid
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import UnifiedCacheLinker
 
+from kvtier import log
 from kvtier.errors import Busy, Error
 from kvtier.options import StoreOptions
 from kvtier.sglang import _weights
@@ -125,6 +128,8 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
         self.counters = Counters()
         self._reported = (time.monotonic(), Counters())
         _weights.watch(self)
+        with contextlib.suppress(RuntimeError):  # another collects them already
+            log.enable()
         _log.info(
             "kvtier keeps %s: %s",
             rank.directory,
@@ -268,7 +273,9 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
     def num_completed_offloads(self) -> int:
         """Offloads that are over, up to the first that is not. SGLang asks in every round."""
         self._holds.expire()
-        self._report()
+        then, before = self._reported
+        if time.monotonic() - then > _REPORT_SECONDS and before != self.counters:
+            self._report("now")
         done = 0
         for offload, _ in self._offloads:
             if not offload.done:
@@ -300,6 +307,7 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
     def reset(self) -> None:
         """Ends everything under way. What is stored stays, unless weights were replaced since the last time."""
         self._quiesce()
+        self._report("at a flush")
         if not self._stale:
             return
         # No other process can know these weights by a name that would be safe to share.
@@ -314,8 +322,8 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
     def close(self) -> None:
         """Ends everything under way and closes the stores."""
         self._quiesce()
+        self._report("at the end")
         self._close_parts()
-        _log.info("kvtier is closed: %s", self.counters)
 
     def _quiesce(self) -> None:
         for rid in list(self._queued):
@@ -336,23 +344,23 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
 
     def stats(self) -> dict[str, Any]:
         """Counters of the linker, and of the store of each part."""
+        stores = {}
+        for part in self._all_parts():
+            with contextlib.suppress(Error):
+                stores[part.name] = part.store.stats()
         return {
             **asdict(self.counters),
             "holds": len(self._holds),
+            "pinned": {part.name: part.pinned for part in self._all_parts()},
             "expired_holds": self._holds.expired,
             "late_lookups": self._holds.timeouts,
             "offloads_under_way": len(self._offloads),
-            "stores": {part.name: part.store.stats() for part in self._all_parts()},
+            "stores": stores,
         }
 
-    def _report(self) -> None:
-        then, before = self._reported
-        now = time.monotonic()
-        if now - then < _REPORT_SECONDS:
-            return
-        if before != self.counters:
-            _log.info("kvtier so far: %s", self.counters)
-        self._reported = now, Counters(**asdict(self.counters))
+    def _report(self, when: str) -> None:
+        self._reported = time.monotonic(), Counters(**asdict(self.counters))
+        _log.info("kvtier %s: %s", when, json.dumps(self.stats()))
 
     def _failed(self, what: str, error: Exception) -> None:
         self.counters.errors += 1
