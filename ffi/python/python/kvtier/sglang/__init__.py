@@ -1,0 +1,24 @@
+"""kvtier in SGLang: `KvtierStorage` is a storage backend of HiCache.
+
+```
+--enable-hierarchical-cache --hicache-storage-backend dynamic --hicache-storage-backend-extra-config
+'{"backend_name":"kvtier","module_path":"kvtier.sglang","class_name":"KvtierStorage","interface_v1":1,
+  "host":"8GiB","path":"/mnt/nvme/kv","nvme":"1TiB"}'
+```
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvtier.sglang.backend import KvtierStorage
+
+__all__ = ["KvtierStorage"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    # SGLang is imported by whoever asks for what needs it.
+    if name == "KvtierStorage":
+        from kvtier.sglang.backend import KvtierStorage
+
+        return KvtierStorage
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
