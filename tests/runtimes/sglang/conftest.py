@@ -1,9 +1,24 @@
 """One server for all tests of HiCache: they attach the backend that they are about."""
 
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from server import Server
+from server import HERE, Server
+
+# For the tests that use SGLang in their own process: the same that the servers get.
+sys.path.insert(0, str(HERE / "cpu"))
+os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hicache_on_cpu() -> None:
+    import hicache_on_cpu
+
+    hicache_on_cpu.register()
 
 
 @pytest.fixture(scope="session")

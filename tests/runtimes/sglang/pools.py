@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import sglang.srt.managers.cache_controller  # noqa: F401 - first: SGLang's modules import each other in a circle
-import torch
+from kvtier.sglang import KvtierLinker
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
@@ -17,7 +17,7 @@ from sglang.srt.runtime_context import get_parallel, get_server_args
 from sglang.test.kits.unified_radix_cache import fixtures
 from sglang.test.kits.unified_radix_cache.config import CacheConfig
 
-from kvtier.sglang import KvtierLinker
+import torch
 
 fixtures.get_device = lambda *_: "cpu"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
+MODEL = HERE / "models" / "llama"
 PAGE = 64
 """Tokens of a page."""
 DEVICE_TOKENS = 4096
@@ -23,7 +24,7 @@ DEVICE_TOKENS = 4096
 VOCABULARY = 1024
 _ADMIN = "admin"
 _FLAGS = {
-    "model-path": HERE / "models" / "llama",
+    "model-path": MODEL,
     "load-format": "dummy",
     "device": "cpu",
     "attention-backend": "torch_native",
@@ -177,6 +178,14 @@ class Server:
         """Pushes everything older out of the device's pool."""
         for part in range(DEVICE_TOKENS // 1024 + 1):
             self.generate(prompt((seed << 16) + part, 1000), new=1)
+
+    def until(self, name: str, value: float, seconds: float = 30) -> None:
+        """Waits until a metric has reached a value."""
+        end = time.monotonic() + seconds
+        while (now := self.metric(name)) < value:
+            if time.monotonic() > end:
+                raise Failed(f"{name} is {now} and not {value} after {seconds} s:\n{self.tail()}")
+            time.sleep(0.05)
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels; 0 if there is none."""

@@ -1,7 +1,6 @@
 """SGLang's external linker: kvtier in the place of the host pool, in a real server."""
 
 import json
-import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 

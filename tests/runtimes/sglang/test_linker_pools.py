@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from kvtier.errors import Invalid
+from kvtier.sglang.holds import UNUSED_SECONDS
 from pools import KINDS, WINDOW, Device, device, keys_of
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy
 
-from kvtier.errors import Invalid
-from kvtier.sglang._holds import UNUSED_SECONDS
+import torch
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,9 +199,9 @@ def test_what_was_stored_survives_a_restart(tmp_path: Path):
 def test_other_weights_dtypes_tenants_and_ranks_see_nothing(tmp_path: Path, other: dict):
     keys = stored_on(tmp_path)
     # In the very directory, whatever the rank's would be.
-    ranks = [path for path in (tmp_path / "sglang-linker").iterdir()]
-    assert [path.name for path in ranks] == ["tp0of1"]
-    (tmp_path / "sglang-linker" / "tp0of2").symlink_to(ranks[0])
+    (rank,) = (tmp_path / "linker").iterdir()
+    assert rank.name == "tp0of1"
+    (tmp_path / "linker" / "tp0of2").symlink_to(rank)
     with device("heads", path=str(tmp_path), nvme="256MiB", **other) as at:
         at.fill(2)
         assert at.lookup("r", keys) == []
@@ -233,22 +233,27 @@ def test_a_flipped_bit_is_a_miss_at_the_lookup(tmp_path: Path):
         assert [at.page(at.parts[0], page) for page in range(20, 25)] == wanted[:5]
 
 
-def test_new_weights_are_not_served_old_pages_nor_anybody_theirs(tmp_path: Path):
+@pytest.mark.parametrize("flushed", [True, False])
+def test_new_weights_are_not_served_old_pages_nor_anybody_theirs(tmp_path: Path, flushed: bool):
     with device("heads", path=str(tmp_path), nvme="256MiB", keep_at_exit=True) as at:
         at.fill(1)
         old = at.stored("old", range(4))
         at.lookup("r", old)
-        at.linker.weights_change()
+        if flushed:
+            # As an update does before it is over.
+            at.linker.reset()
+        at.linker.weights_changed()
         assert at.lookup("s", old) == []
-        # What SGLang's own cache still has is of the old weights.
-        at.offload(keys_of("between", 3), [1, 2, 3])
-        assert at.ends(1) == [False]
-        at.linker.reset()
-        assert at.lookup("t", old) == []
-        assert at.lookup("t", keys_of("between", 3)) == []
+        if not flushed:
+            # What SGLang's own cache still has is of the old weights.
+            at.offload(keys_of("between", 3), [1, 2, 3])
+            assert at.ends(1) == [False]
+            at.linker.reset()
+            assert at.lookup("t", keys_of("between", 3)) == []
+        assert at.lookup("u", old) == []
         new = at.stored("new", range(4, 8))
-        assert at.lookup("u", new)[-1] == 4
-        assert at.load("u", new, range(20, 24))
+        assert at.lookup("v", new)[-1] == 4
+        assert at.load("v", new, range(20, 24))
     # A server that starts with the old weights.
     with device("heads", path=str(tmp_path), nvme="256MiB") as at:
         assert at.lookup("r", new) == []

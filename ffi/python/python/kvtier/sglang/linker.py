@@ -2,6 +2,7 @@
 """kvtier as SGLang's external linker: it takes the place of SGLang's host pool, and of storage behind it."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -10,27 +11,27 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from sglang.srt.mem_cache.unified_cache.unified_cache_linker import UnifiedCacheLinker
-
 from kvtier import log
 from kvtier.errors import Busy, Error
 from kvtier.options import StoreOptions
-from kvtier.sglang import _weights
-from kvtier.sglang._device_pools import (
+from kvtier.sglang._compat import (
+    PoolName,
     PoolTransfer,
-    device_pools,
-    is_trailing,
-    page_tensors,
-    pages_of,
-    whole_pages,
+    UnifiedCacheLinker,
+    attention_rank,
+    current_stream,
+    replica,
+    setting,
 )
-from kvtier.sglang._holds import Hold, Holds, Need
-from kvtier.sglang._loads import LayerCounter, Load, Offload
-from kvtier.sglang._part import Part
-from kvtier.sglang._ranks import this_rank
+from kvtier.sglang.device_pools import device_pools, is_trailing, page_tensors, pages_of, whole_pages
+from kvtier.sglang.holds import Hold, Holds, Need
+from kvtier.sglang.loads import LayerCounter, Load, Offload
+from kvtier.sglang.meter import Complaints
+from kvtier.sglang.namespace import Rank, device_layout, weights
+from kvtier.sglang.part import Part
+from kvtier.sglang.weights import listen
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("kvtier.sglang")
 
 _TIMEOUT = 5.0
 """Seconds that a lookup may take if nothing is said: the scheduler waits for it."""
@@ -88,58 +89,66 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
         forward_stream: Any = None,
     ) -> None:
         self._options = StoreOptions.parse({"timeout": _TIMEOUT, **extra_config})
+        if not self._options.revision:
+            self._options = dataclasses.replace(self._options, revision=weights())
         self.forward_stream = forward_stream
-        kvcache = params.token_to_kv_pool_allocator.get_kvcache()
-        self._group = device_pools(kvcache, params, components)
+        self._group = device_pools(params.token_to_kv_pool_allocator.get_kvcache(), params, components)
         self.pools = self._group.entry_map
-        rank = this_rank(server_args, params)
-        self._alone = not rank.several
-        tensors = {name: page_tensors(entry) for name, entry in self.pools.items()}
-        total = sum(some.num_pages * some.page_bytes for parts in tensors.values() for some in parts)
-        self._parts: dict[Any, list[Part]] = {}
+        rank = _rank(params, self._group.rank_replicated)
+        several = max(rank.tp[1], rank.pp[1], rank.cp[1]) > 1
+        self._alone = not several
+        self._parts: dict[PoolName, list[Part]] = {}
         try:
-            for name, parts in tensors.items():
-                opened = self._parts.setdefault(name, [])
-                for some in parts:
-                    part = Part(
-                        some,
-                        self._options,
-                        directory=f"sglang-linker/{rank.directory}",
-                        # As SGLang has divided the device's memory.
-                        share=some.num_pages * some.page_bytes / total,
-                        model=rank.model,
-                        layout=rank.layout,
-                        streams=self._streams(some.tensors[0].device),
-                        tokens_per_page=params.page_size,
-                    )
-                    opened.append(part)
-        except Error:
+            self._open(rank, params.page_size)
+        except BaseException:
             self._close_parts()
             raise
-        first = next(iter(tensors.values()))[0].tensors[0].device
-        self._on_gpu = first.type == "cuda"
-        self.layer_done_counter = LayerCounter(self._options.timeout, self._stream)
-        if "mamba" in {name.value for name in self.pools}:
+        self.layer_done_counter = LayerCounter(self._options.timeout, current_stream if self._on_gpu else _no_stream)
+        if PoolName.MAMBA in self.pools:
             params.req_to_token_pool.register_layer_transfer_counter(self.layer_done_counter)
-        self._holds = Holds(self._options.timeout, several_ranks=rank.several)
+        self._holds = Holds(self._options.timeout, several_ranks=several)
         self._queued: dict[str, _Queued] = {}
         self._offloads: deque[tuple[Offload, int]] = deque()
         self._stale = False
+        self._used = False
+        """Whether SGLang's own cache can have anything in it: since the last flush, something was asked for."""
         self.counters = Counters()
+        self._complaints = Complaints()
         self._reported = (time.monotonic(), Counters())
-        _weights.watch(self)
+        listen(self)
         with contextlib.suppress(RuntimeError):  # another collects them already
             log.enable()
-        _log.info(
-            "kvtier keeps %s: %s",
-            rank.directory,
-            ", ".join(f"{part.name} {part.pages.page_bytes} bytes a page" for part in self._all_parts()),
-        )
+
+    def _open(self, rank: Rank, page_size: int) -> None:
+        tensors = {name: page_tensors(entry) for name, entry in self.pools.items()}
+        every = [some for parts in tensors.values() for some in parts]
+        total = sum(some.num_pages * some.page_bytes for some in every)
+        self._on_gpu = every[0].tensors[0].is_cuda
+        streams = [current_stream()] if self._on_gpu else []
+        if self._on_gpu and self.forward_stream is not None:
+            streams.append(self.forward_stream.cuda_stream)
+        for name, parts in tensors.items():
+            opened = self._parts.setdefault(name, [])
+            for some in parts:
+                part = Part(
+                    some,
+                    self._options,
+                    directory=f"linker/{rank.directory()}/{some.name}",
+                    # As SGLang has divided the device's memory.
+                    share=some.num_pages * some.page_bytes / total,
+                    model=str(setting("model_path")),
+                    layout=device_layout(rank, name.value, f"{some.name}:{some.describe()}", page_size),
+                    streams=list(dict.fromkeys(streams)),
+                    tokens_per_page=page_size,
+                )
+                opened.append(part)
+                _log.info("kvtier: %s: pages of %d bytes, %s", some.name, some.page_bytes, part.store.stats())
 
     # What is there.
 
     def lookup(self, rid: str, transfers: list[PoolTransfer]) -> list[int]:
         """The lengths of prefixes that can be loaded, in pages. They stay loadable until the request is gone."""
+        self._used = True
         keys = whole_pages(transfers)
         if self._stale or not keys:
             return []
@@ -150,7 +159,7 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
                 needs += [Need(part, window) for part in self._parts[transfer.name]]
             lengths = self._holds.lookup(rid, keys, needs) if needs else []
         except Exception as error:
-            self._failed("a lookup", error)
+            self._complain("a lookup", error)
             return []
         self.counters.lookups += 1
         self.counters.lookup_pages += len(keys)
@@ -165,7 +174,7 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
         try:
             held = self._resolve_load(queued, transfers)
         except Exception as error:
-            self._failed("a load", error)
+            self._complain("a load", error)
             held = False
         if not held:
             if queued.hold is not None:
@@ -217,9 +226,9 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
                 all_pages += pages
         try:
             for part, keys, pages in wanted.values():
-                load.tickets.append((part, part.onboard(part.store.keys(keys), pages)))
+                load.tickets.append((part, part.onboard(keys, pages)))
         except Exception as error:
-            self._failed("the start of a load", error)
+            self._complain("the start of a load", error)
             load.doomed = True
         self.counters.loaded_pages += sum(queued.count for queued in batch)
         return self.layer_done_counter.begin(load)
@@ -229,17 +238,18 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
         landed = self.layer_done_counter.finish(counter_index)
         if not landed:
             self.counters.failed_loads += 1
-            _log.error("a load did not reach the device; SGLang aborts its requests")
+            _log.error("kvtier: a load did not reach the device; SGLang aborts its requests")
         return landed
 
     # From the device.
 
     def offload(self, transfers: list[PoolTransfer], session_id: str | None = None) -> bool:
         """Queues the pages of one node of SGLang's tree."""
+        self._used = True
         try:
             resolved = self._group.resolve_transfers(transfers, allow_partial=True)
         except Exception as error:
-            self._failed("an offload", error)
+            self._complain("an offload", error)
             return False
         if not resolved:
             return False
@@ -254,7 +264,7 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
             offload.failed = True
         except Exception as error:
             offload.failed = True
-            self._failed("an offload", error)
+            self._complain("an offload", error)
         self._offloads.append((offload, len(whole_pages(transfers))))
         return True
 
@@ -268,7 +278,7 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
             if len(pages) != len(keys):
                 raise ValueError(f"{len(pages)} pages for {len(keys)} keys in the pool {transfer.name.value}")
             for part in self._parts[transfer.name]:
-                offload.tickets.append(part.offload(part.store.keys(keys), pages))
+                offload.tickets.append(part.offload(keys, pages))
 
     def num_completed_offloads(self) -> int:
         """Offloads that are over, up to the first that is not. SGLang asks in every round."""
@@ -295,29 +305,35 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
 
     # Its life.
 
-    def weights_change(self) -> None:
-        """Other weights are about to come: what is stored belongs to those before.
+    def weights_changed(self) -> None:
+        """What is stored belongs to other weights now. `kvtier.sglang.weights` calls it after every update.
 
-        Nothing is served or stored until SGLang has flushed its own cache, which is full of the old weights, too.
+        SGLang usually has flushed its own cache by then. If not, that is full of the old weights, too, and nothing is
+        served or stored until it is.
         """
-        if not self._stale:
-            _log.info("the weights change: nothing is loaded or stored until the cache was flushed")
         self._stale = True
+        if not self._used:
+            self._renew()
+        else:
+            _log.warning(
+                "kvtier: weights were replaced without a flush: nothing is loaded or stored until there is one"
+            )
+
+    def _renew(self) -> None:
+        # No other process can know these weights by a name that would be safe to share.
+        salt = uuid.uuid4().hex
+        for part in self._all_parts():
+            part.salt = salt
+        self._stale = False
+        _log.info("kvtier: the weights were replaced: what was stored before is not served any more")
 
     def reset(self) -> None:
         """Ends everything under way. What is stored stays, unless weights were replaced since the last time."""
         self._quiesce()
+        self._used = False
+        if self._stale:
+            self._renew()
         self._report("at a flush")
-        if not self._stale:
-            return
-        # No other process can know these weights by a name that would be safe to share.
-        revision = f"{self._options.revision}+{uuid.uuid4().hex}"
-        for part in self._all_parts():
-            try:
-                part.reopen(revision)
-            except Error as error:
-                self._failed(f"reopening {part.name}", error)
-        self._stale = False
 
     def close(self) -> None:
         """Ends everything under way and closes the stores."""
@@ -360,23 +376,25 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
 
     def _report(self, when: str) -> None:
         self._reported = time.monotonic(), Counters(**asdict(self.counters))
-        _log.info("kvtier %s: %s", when, json.dumps(self.stats()))
+        _log.info("kvtier: %s: %s", when, json.dumps(self.stats()))
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _complain(self, what: str, error: Exception) -> None:
         self.counters.errors += 1
-        # 1, 2, 4, 8, .. of them: a store that is gone must not fill the log.
-        if self.counters.errors & (self.counters.errors - 1) == 0:
-            _log.warning("%s failed (%d errors so far): %s", what, self.counters.errors, error, exc_info=error)
+        self._complaints.add(what, error)
 
     def _all_parts(self) -> list[Part]:
         return [part for parts in self._parts.values() for part in parts]
 
-    def _streams(self, device: torch.device) -> list[int]:
-        if device.type != "cuda":
-            return []
-        streams = [torch.cuda.current_stream(device), self.forward_stream]
-        return list(dict.fromkeys(stream.cuda_stream for stream in streams if stream is not None))
 
-    def _stream(self) -> int | None:
-        stream: int | None = torch.cuda.current_stream().cuda_stream if self._on_gpu else None
-        return stream
+def _rank(params: Any, replicated: bool) -> Rank:
+    return Rank(
+        tp=attention_rank(),
+        pp=(params.pp_rank, params.pp_size),
+        cp=(params.attn_cp_rank, params.attn_cp_size),
+        replicated=replicated,
+        dp=replica(),
+    )
+
+
+def _no_stream() -> None:
+    return None

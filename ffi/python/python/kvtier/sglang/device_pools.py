@@ -1,27 +1,25 @@
 # ruff: noqa: ANN401 - what is SGLang's has no types here
-"""SGLang's device pools as sets of equal tensors, each of which becomes one pool of kvtier.
-
-All that is read of SGLang's pools, and all that the linker needs of its classes, is in this module.
-"""
+"""SGLang's device pools as sets of equal tensors, each of which becomes one pool of kvtier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
-from sglang.srt.mem_cache.hybrid_cache.linker_pool_assembler import (
+from kvtier.errors import Invalid
+from kvtier.sglang._compat import (
     DevicePoolEntry,
     DevicePoolGroup,
-    _mamba_device_pool_entry,
+    HybridLinearKVPool,
+    MHATokenToKVPool,
+    MLATokenToKVPool,
+    PoolHitPolicy,
+    PoolName,
+    PoolTransfer,
+    SWAKVPool,
+    Tensor,
+    mamba_device_pool_entry,
     resolve_hybrid_device_pool_group,
 )
-from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool, MLATokenToKVPool
-from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
-
-from kvtier.errors import Invalid
-
-__all__ = ["DevicePoolGroup", "PageTensors", "PoolTransfer", "device_pools", "is_trailing", "page_tensors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +27,7 @@ class PageTensors:
     """Tensors of one pool with rows of one size: page `i` is rows `i * rows ..` of each of them."""
 
     name: str
-    tensors: tuple[torch.Tensor, ...]
+    tensors: tuple[Tensor, ...]
     """In the order in which a forward pass needs them."""
     last: dict[int, int]
     """For each of the model's layers (as the pool's layer counter numbers them) the last of its tensors."""
@@ -84,7 +82,7 @@ def device_pools(kvcache: Any, params: Any, components: set[Any]) -> DevicePoolG
         layers = {layer - kvcache.start_layer: index for layer, index in mapping}
         entries = [
             _entry(PoolName.KV, kvcache.full_kv_pool, layers, page),
-            _mamba_device_pool_entry(params.req_to_token_pool, kvcache.start_layer),
+            mamba_device_pool_entry(params.req_to_token_pool, kvcache.start_layer),
         ]
     else:
         return resolve_hybrid_device_pool_group(kvcache=kvcache, page_size=page, params=params, components=components)
@@ -151,7 +149,7 @@ def page_tensors(entry: DevicePoolEntry) -> list[PageTensors]:
     return groups
 
 
-def pages_of(entry: DevicePoolEntry, indices: torch.Tensor) -> list[int]:
+def pages_of(entry: DevicePoolEntry, indices: Tensor) -> list[int]:
     """The pages that slots are, `page_size` slots each.
 
     Raises `ValueError` if they are not whole pages of the pool.

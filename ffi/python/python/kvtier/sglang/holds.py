@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from kvtier._enums import KeyStatus, Presence
 from kvtier._kvtier import Ticket
-from kvtier.sglang._part import Part
+from kvtier.sglang.part import Part
 
 UNUSED_SECONDS = 60.0
 """After so long without a lookup a request is taken to be gone: SGLang does not tell of those that leave the queue
@@ -181,7 +181,7 @@ class Holds:
         patience = end - time.monotonic()
         if wanted and patience > 0:
             chained = part.slow and not self._only_host
-            ticket = part.store.pin(part.store.keys(wanted), chained=chained, timeout=patience)
+            ticket = part.store.pin(part.keys(wanted), chained=chained, timeout=patience)
             part.pinned += len(wanted)
             hold.tickets.append((part, len(wanted), ticket))
             if ticket.wait(patience) is None or KeyStatus.TIMED_OUT in ticket.statuses():
@@ -210,5 +210,5 @@ class Holds:
 
     def _each(self, part: Part, keys: Sequence[str]) -> list[bool]:
         only_host = self._only_host
-        found = part.store.exists(part.store.keys(keys))
+        found = part.store.exists(part.keys(keys))
         return [place == Presence.HOST if only_host else place != Presence.ABSENT for place in found]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from kvtier._enums import KeyStatus
 from kvtier._kvtier import Ticket
 from kvtier.errors import Error
-from kvtier.sglang._holds import Hold
-from kvtier.sglang._part import Part
+from kvtier.sglang.holds import Hold
+from kvtier.sglang.part import Part
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("kvtier.sglang")
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class LayerCounter:
         except Error as error:
             # What failed is known when all is over; nothing more has to be waited for.
             load.doomed = True
-            _log.warning("layer %d of a load did not arrive: %s", threshold, error)
+            _log.warning("kvtier: layer %d of a load did not arrive: %s", threshold, error)
 
     def finish(self, index: int) -> bool:
         """Waits for the end of a load. True if everything is there, or there is no such load."""
@@ -116,6 +116,7 @@ class Offload:
 
     @property
     def done(self) -> bool:
+        """Whether nothing of the device's pools is read any more."""
         return all(ticket.done for ticket in self.tickets)
 
     def end(self) -> bool:
