@@ -1,19 +1,16 @@
 """The linker on SGLang's own pools: every kind of them, isolation, faults, and what requests leave behind."""
 
-import contextlib
 import os
 import random
 import signal
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kvtier.errors import Invalid
 from kvtier.sglang.holds import UNUSED_SECONDS
 from pools import KINDS, WINDOW, Device, device, keys_of
+from redis_server import redis
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy
 
 import torch
@@ -273,27 +270,6 @@ def test_a_store_that_is_gone_is_a_miss():
         assert at.linker.load("a", at.transfers(keys, range(20, 26)))
         assert not at.linker.finish_layer_wise_loading(at.linker.start_layer_wise_loading())
         assert at.linker.counters.errors == 3
-
-
-@contextlib.contextmanager
-def redis(directory: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(directory), "--bind", "127.0.0.1"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert time.monotonic() < end, "redis-server does not start"
-            time.sleep(0.05)
-        yield server, f"redis://127.0.0.1:{port}"
-    finally:
-        server.send_signal(signal.SIGCONT)
-        server.kill()
-        server.wait()
 
 
 def test_a_remote_store_serves_others_and_may_hang(tmp_path: Path):
