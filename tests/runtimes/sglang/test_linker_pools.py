@@ -72,6 +72,22 @@ def test_a_batch_loads_for_several_requests():
         assert at.linker.start_layer_wise_loading() == -1
 
 
+def test_requests_of_one_prompt_load_it_to_places_of_their_own():
+    with device("heads") as at:
+        at.fill(1)
+        (part,) = at.parts
+        keys = at.stored("prompt", range(6))
+        before = [at.page(part, page) for page in range(6)]
+        at.fill(2)
+        for number, first in enumerate((10, 20, 30)):
+            assert at.lookup(f"r{number}", keys)[-1] == 6
+            assert at.linker.load(f"r{number}", at.transfers(keys, range(first, first + 6)))
+        assert at.linker.finish_layer_wise_loading(at.linker.start_layer_wise_loading())
+        for first in (10, 20, 30):
+            assert [at.page(part, page) for page in range(first, first + 6)] == before
+        assert at.pinned() == 0
+
+
 @pytest.mark.parametrize(("rank", "promised"), [((0, 1), [8]), ((0, 2), [4, 8])])
 def test_a_prefix_ends_where_its_window_is_there(rank: tuple[int, int], promised: list[int]):
     with device("window", rank=rank) as at:
@@ -242,7 +258,8 @@ def test_new_weights_are_not_served_old_pages_nor_anybody_theirs(tmp_path: Path,
         at.linker.weights_changed()
         assert at.lookup("s", old) == []
         if not flushed:
-            # What SGLang's own cache still has is of the old weights.
+            # What was promised, and what SGLang's own cache still has, is of the old weights.
+            assert not at.linker.load("r", at.transfers(old, range(4)))
             at.offload(keys_of("between", 3), [1, 2, 3])
             assert at.ends(1) == [False]
             at.linker.reset()

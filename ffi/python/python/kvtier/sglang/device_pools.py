@@ -165,7 +165,7 @@ def is_trailing(transfer: PoolTransfer) -> bool:
     """
     if transfer.hit_policy not in (PoolHitPolicy.ALL_PAGES, PoolHitPolicy.TRAILING_PAGES):
         raise Invalid(f"kvtier's linker does not know the policy {transfer.hit_policy}")
-    return transfer.hit_policy == PoolHitPolicy.TRAILING_PAGES
+    return bool(transfer.hit_policy == PoolHitPolicy.TRAILING_PAGES)
 
 
 def whole_pages(transfers: Sequence[PoolTransfer]) -> list[str]:

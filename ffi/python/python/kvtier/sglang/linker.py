@@ -170,6 +170,9 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
 
     def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
         """Queues a load of pages that a lookup has promised."""
+        if self._stale:
+            # Of old weights. So it is on every rank.
+            return False
         queued = _Queued(self._holds.take(rid))
         try:
             held = self._resolve_load(queued, transfers)
@@ -312,6 +315,7 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
         served or stored until it is.
         """
         self._stale = True
+        self._holds.clear()
         if not self._used:
             self._renew()
         else:

@@ -111,7 +111,7 @@ class LayerCounter:
 class Offload:
     """One offload of SGLang's: pages of several pools."""
 
-    tickets: Sequence[Ticket]
+    tickets: list[Ticket]
     failed: bool = False
 
     @property
