@@ -23,13 +23,15 @@ MATURIN_VERSION := 1.16.0
 MATURIN := .tools/maturin-$(MATURIN_VERSION)/bin/maturin
 RUFF_VERSION := 0.17.6
 RUFF := .tools/ruff-$(RUFF_VERSION)/bin/ruff
+PYTHON_SOURCES := ffi/python benches/connectors tests/runtimes
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 WHEEL_VENV := $(TARGET)/wheel-venv
 # Installs the runtimes that the connectors are tested in: it links what several environments share.
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
+SGLANG := .tools/sglang-0.5.23
 
-.PHONY: help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
+.PHONY: help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python test-sglang
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,6 +43,7 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	$(MAKE) test-wheel
+	$(MAKE) test-sglang
 	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
 	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
@@ -68,6 +71,12 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m pytest -q
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier --mypy-config-file pyproject.toml
+
+# The runtimes that the wheel is tested in are tens of thousands of files: made once, linked from uv's cache.
+test-sglang: $(UV) ## Test the wheel of `test-wheel` in a real SGLang, on the CPU
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/sglang/install.sh $(SGLANG)
+	$(UV) pip install -q --no-deps --reinstall -p $(SGLANG)/bin/python $(TARGET)/wheel/*.whl
+	$(SGLANG)/bin/python -m pytest -q tests/runtimes/sglang
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
@@ -160,8 +169,8 @@ $(RAW_BLOCK): | $(UV)
 	$(UV) pip install -q --no-deps --python $(PYTHON) --target $@ lmcache-rust-raw-block-io==$(lastword $(subst -, ,$@))
 
 lint-python: $(RUFF) ## Check format and lints of the Python sources
-	$(RUFF) format --check ffi/python benches/connectors
-	$(RUFF) check ffi/python benches/connectors
+	$(RUFF) format --check $(PYTHON_SOURCES)
+	$(RUFF) check $(PYTHON_SOURCES)
 
 $(RUFF):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
