@@ -67,7 +67,7 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	$(WHEEL_VENV)/bin/pip install -q --disable-pip-version-check -r ffi/python/requirements-test.txt $(TARGET)/wheel/*.whl
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m pytest -q
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
-	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier --mypy-config-file pyproject.toml
+	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier._kvtier --mypy-config-file pyproject.toml
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
