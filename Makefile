@@ -28,8 +28,9 @@ WHEEL_VENV := $(TARGET)/wheel-venv
 # Installs the runtimes that the connectors are tested in: it links what several environments share.
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
+LMCACHE := .tools/lmcache-0.5.6
 
-.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
+.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel test-lmcache soak-lmcache lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,6 +42,7 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	$(MAKE) test-wheel
+	$(MAKE) test-lmcache
 	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
 	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
@@ -68,6 +70,19 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m pytest -q
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier._kvtier --mypy-config-file pyproject.toml
+
+define install-lmcache
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/lmcache/install.sh $(LMCACHE)
+	$(UV) pip install -q --no-deps --reinstall -p $(LMCACHE)/bin/python $(TARGET)/wheel/*.whl
+endef
+
+test-lmcache: $(UV) ## Test the wheel of `test-wheel` in a real LMCache, on the CPU
+	$(install-lmcache)
+	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/lmcache
+
+soak-lmcache: $(UV) ## 10,000 requests through LMCache's storage manager, with faults, restarts and kills
+	$(install-lmcache)
+	KVTIER_SOAK=1 $(LMCACHE)/bin/python -m pytest -q -s tests/runtimes/lmcache/test_soak.py
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
@@ -141,8 +156,8 @@ $(UV):
 		--target .tools/uv-$(UV_VERSION) uv==$(UV_VERSION)
 
 lint-python: $(RUFF) ## Check format and lints of the Python sources
-	$(RUFF) format --check ffi/python
-	$(RUFF) check ffi/python
+	$(RUFF) format --check ffi/python tests/runtimes
+	$(RUFF) check ffi/python tests/runtimes
 
 $(RUFF):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \

@@ -63,6 +63,7 @@ class Shelves:
         # Replaced as a whole, so that it can be read without the lock.
         self._open: dict[int, Shelf] = {}
         self._opening = threading.Lock()
+        self._closed = False
         whole = sum(self._fixed)
         shares = {size: size / whole for size in self._fixed} or dict(remembered)
         try:
@@ -94,7 +95,7 @@ class Shelves:
         if (exact := self._open.get(size)) is not None:
             return exact
         with self._opening:
-            if size not in self._open and size not in self._refused and not self._fixed:
+            if size not in self._open and size not in self._refused and not self._fixed and not self._closed:
                 self._try(size)
         if (shelf := self.find(size)) is not None:
             return shelf
@@ -107,8 +108,10 @@ class Shelves:
         return {size: shelf.share for size, shelf in self._open.items()}
 
     def close(self) -> None:
-        """Closes all."""
-        shelves, self._open = self._open, {}
+        """Closes all, for good."""
+        with self._opening:
+            self._closed = True
+            shelves, self._open = self._open, {}
         for shelf in shelves.values():
             shelf.store.close()
 
