@@ -29,9 +29,7 @@ WHEEL_VENV := $(TARGET)/wheel-venv
 # Installs the runtimes that the connectors are tested in: it links what several environments share.
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
-SGLANG := .tools/sglang-0.5.23
-
-.PHONY: help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python test-sglang
+.PHONY: SGLANG := .tools/sglang-0.5.23 help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python test-sglang LMCACHE .tools/lmcache-0.5.6 test-lmcache soak-lmcache
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -44,6 +42,7 @@ test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	$(MAKE) test-wheel
 	$(MAKE) test-sglang
+	$(MAKE) test-lmcache
 	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
 	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
@@ -70,7 +69,20 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	$(WHEEL_VENV)/bin/pip install -q --disable-pip-version-check -r ffi/python/requirements-test.txt $(TARGET)/wheel/*.whl
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m pytest -q
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
-	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier --mypy-config-file pyproject.toml
+	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier._kvtier --mypy-config-file pyproject.toml
+
+define install-lmcache
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/lmcache/install.sh $(LMCACHE)
+	$(UV) pip install -q --no-deps --reinstall -p $(LMCACHE)/bin/python $(TARGET)/wheel/*.whl
+endef
+
+test-lmcache: $(UV) ## Test the wheel of `test-wheel` in a real LMCache, on the CPU
+	$(install-lmcache)
+	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/lmcache
+
+soak-lmcache: $(UV) ## 10,000 requests through LMCache's storage manager, with faults, restarts and kills
+	$(install-lmcache)
+	KVTIER_SOAK=1 $(LMCACHE)/bin/python -m pytest -q -s tests/runtimes/lmcache/test_soak.py
 
 # The runtimes that the wheel is tested in are tens of thousands of files: made once, linked from uv's cache.
 test-sglang: $(UV) ## Test the wheel of `test-wheel` in a real SGLang, on the CPU
