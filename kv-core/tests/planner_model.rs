@@ -13,7 +13,7 @@ use kv_core::job::{
 };
 use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
 use kv_core::planner::{
-    LogShape, Outbox, Planner, PlannerConfig, PlannerError, PlannerStats, RemoteSource, SlowSources,
+    LogShape, Outbox, Planner, PlannerConfig, PlannerError, PlannerStats, RemoteSource, Removal, SlowSources,
 };
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
@@ -42,6 +42,12 @@ enum Step {
     },
     Cancel {
         nth: u8,
+    },
+    /// Blocks `from..len` of a conversation are taken out.
+    Remove {
+        chain: u8,
+        from: u8,
+        len: u8,
     },
     /// The n-th job in flight ends.
     Finish {
@@ -100,6 +106,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => (0..6u8, 1..12u8, 0..50u16).prop_map(|(chain, len, patience)| Step::Acquire { chain, len, patience }),
         9 => (any::<u8>(), any::<u8>()).prop_map(|(nth, share)| Step::Commit { nth, share }),
         1 => any::<u8>().prop_map(|nth| Step::Cancel { nth }),
+        1 => (0..6u8, 0..8u8, 1..12u8).prop_map(|(chain, from, len)| Step::Remove { chain, from, len }),
         30 => (any::<u8>(), how).prop_map(|(nth, how)| Step::Finish { nth, how }),
         1 => any::<u8>().prop_map(|nth| Step::FinishTwice { nth }),
         12 => (any::<u8>(), reply).prop_map(|(nth, how)| Step::Answer { nth, how }),
@@ -439,6 +446,22 @@ impl Rig {
                 );
                 self.settle();
             }
+            Step::Remove { chain: id, from, len } => {
+                let keys = &chain(id, len)[usize::from(from.min(len))..];
+                let reachable =
+                    |rig: &mut Self, key| rig.planner.lookup(rig.namespace, std::slice::from_ref(key)).blocks;
+                let before: Vec<_> = keys.iter().map(|key| reachable(self, key)).collect();
+                let removed = self.planner.remove(self.namespace, keys, &mut self.out);
+                for ((key, before), removed) in keys.iter().zip(before).zip(removed) {
+                    let after = reachable(self, key);
+                    match removed {
+                        Removal::Removed => assert_eq!((before, after), (1, 0)),
+                        Removal::Absent => assert_eq!((before, after), (0, 0)),
+                        Removal::InUse => assert_eq!(before, after),
+                    }
+                }
+                self.settle();
+            }
             Step::Finish { nth, how } => {
                 if !self.jobs.is_empty() {
                     self.finish(usize::from(nth) % self.jobs.len(), how);
@@ -761,6 +784,49 @@ fn another_namespace_or_epoch_sees_nothing() {
     assert!(rig.planner.lookup(rig.namespace, &keys).blocks > 0, "written to NVMe before");
     let later = rig.planner.namespace(NamespaceId([1; 16]), fingerprint, Epoch(1)).unwrap();
     assert_eq!(rig.planner.lookup(later, &keys).blocks, 0);
+}
+
+/// A block that is taken out is gone from every tier at once, unless somebody holds it; it can be stored again.
+#[test]
+fn what_is_taken_out_is_gone_unless_it_is_in_use() {
+    let mut rig = Rig::new(config(0, 12, Some((4, 8)), PolicyKind::Lru));
+    let finish_all = |rig: &mut Rig| {
+        while !rig.jobs.is_empty() {
+            rig.finish(0, How::Well);
+        }
+    };
+    let store = |rig: &mut Rig| {
+        rig.step(&Step::Acquire { chain: 4, len: 4, patience: 10_000 });
+        finish_all(rig);
+        rig.step(&Step::Commit { nth: 0, share: 0 });
+    };
+    let keys = chain(4, 4);
+    store(&mut rig);
+    rig.planner.write_back_all(rig.now, &mut rig.out);
+    rig.settle();
+    while !rig.jobs.iter().any(|job| matches!(job.op, Op::Write { .. })) {
+        rig.finish(0, How::Well);
+    }
+    let being_written = rig.planner.remove(rig.namespace, &keys, &mut rig.out);
+    assert_eq!(being_written, [Removal::InUse; 4]);
+    finish_all(&mut rig);
+    assert_eq!((rig.planner.occupied(Tier::Host), rig.planner.occupied(Tier::Nvme)), (4, 4));
+
+    rig.step(&Step::Acquire { chain: 4, len: 2, patience: 10_000 });
+    let removed = rig.planner.remove(rig.namespace, &keys, &mut rig.out);
+    assert_eq!(removed, [Removal::InUse, Removal::InUse, Removal::Removed, Removal::Removed]);
+    assert_eq!((rig.planner.occupied(Tier::Host), rig.planner.occupied(Tier::Nvme)), (2, 2));
+    rig.settle();
+    rig.step(&Step::Cancel { nth: 0 });
+    // The head alone: what follows it stays, and is found again once the head is back.
+    assert_eq!(rig.planner.remove(rig.namespace, &keys[..1], &mut rig.out), [Removal::Removed]);
+    assert_eq!(rig.planner.remove(rig.namespace, &keys[2..], &mut rig.out), [Removal::Absent; 2]);
+    assert_eq!(rig.planner.lookup(rig.namespace, &keys).blocks, 0);
+    rig.settle();
+    store(&mut rig);
+    finish_all(&mut rig);
+    assert_eq!(rig.planner.lookup(rig.namespace, &keys).blocks, 4);
+    rig.drain();
 }
 
 /// Sporadic failures to open segments, never enough in a row to pause the tier, must not use up the log.

@@ -53,8 +53,17 @@
 // `kvtier_store_exists`: on NVMe.
 #define KVTIER_AT_NVME 2
 
+// `kvtier_store_remove`: it was not there.
+#define KVTIER_REMOVE_ABSENT 0
+
+// `kvtier_store_remove`: it can no longer be found.
+#define KVTIER_REMOVE_DONE 1
+
+// `kvtier_store_remove`: somebody reads, writes or pins it; it stays.
+#define KVTIER_REMOVE_IN_USE 2
+
 // The keys are one chain, first block first: eviction takes its end first, and a put stores a block only if all before
-// it are stored. In a put, keys without runs stand for blocks that should be there already. Without this flag each key
+// it are stored; a load or a pin ends at the first block that is not there. In a put, keys without runs stand for blocks that should be there already. Without this flag each key
 // stands by itself.
 #define KVTIER_BATCH_CHAIN 1
 
@@ -436,6 +445,20 @@ kvtier_status kvtier_store_exists(struct kvtier_store store,
                                   uint8_t *places,
                                   uint64_t *prefix);
 
+// Takes the blocks of a batch out of host memory and NVMe, at once; `removals` gets one of `KVTIER_REMOVE_*` a key. No
+// purge: remote stores keep what they have, and until NVMe has written over a block, a restart may find it again.
+//
+// # Safety
+// `batch` is null or a batch that `kvtier_init` has seen, with keys as it says; `removals` is null or has `num_keys`
+// writable bytes.
+kvtier_status kvtier_store_remove(struct kvtier_store store,
+                                  const struct kvtier_batch *batch,
+                                  uint8_t *removals);
+
+// Nothing that was stored before is served any more by this store, also after a restart: for weights that were updated
+// in place, say. Operations under way may still end with blocks of before. If it fails, all is as it was.
+kvtier_status kvtier_store_clear(struct kvtier_store store);
+
 // Starts copying blocks out to the runs of a batch. A key that is `KVTIER_KEY_DONE` has exactly the bytes that were
 // stored; the memory of the others is as it was.
 //
@@ -457,7 +480,7 @@ kvtier_status kvtier_store_put(struct kvtier_store store,
                                struct kvtier_ticket *ticket);
 
 // Starts bringing blocks to host memory. They stay there until the ticket is released; a quarter of host memory at
-// most, the rest is `KVTIER_KEY_NO_ROOM`.
+// most, the rest is `KVTIER_KEY_NO_ROOM`. A chain is looked for in slow sources as well.
 //
 // # Safety
 // `batch` is null or a batch that `kvtier_init` has seen, with keys as it says; `ticket` is null or writable.

@@ -24,8 +24,15 @@ pub const AT_HOST: u8 = 1;
 /// `kvtier_store_exists`: on NVMe.
 pub const AT_NVME: u8 = 2;
 
+/// `kvtier_store_remove`: it was not there.
+pub const REMOVE_ABSENT: u8 = 0;
+/// `kvtier_store_remove`: it can no longer be found.
+pub const REMOVE_DONE: u8 = 1;
+/// `kvtier_store_remove`: somebody reads, writes or pins it; it stays.
+pub const REMOVE_IN_USE: u8 = 2;
+
 /// The keys are one chain, first block first: eviction takes its end first, and a put stores a block only if all before
-/// it are stored. In a put, keys without runs stand for blocks that should be there already. Without this flag each key
+/// it are stored; a load or a pin ends at the first block that is not there. In a put, keys without runs stand for blocks that should be there already. Without this flag each key
 /// stands by itself.
 pub const BATCH_CHAIN: u32 = 1;
 
@@ -72,7 +79,7 @@ pub const LOG_TRACE: u32 = 5;
 mod tests {
     use super::*;
     use kvtier_ffi::KeyStatus;
-    use kvtier_ffi::store::Presence;
+    use kvtier_ffi::store::{Presence, Removal};
 
     #[test]
     fn the_numbers_are_those_of_the_enums() {
@@ -87,6 +94,8 @@ mod tests {
             (KEY_CANCELLED, KeyStatus::Cancelled),
         ];
         assert!(pairs.iter().all(|(number, status)| *number == *status as u8));
+        let removals = [Removal::Absent as u8, Removal::Removed as u8, Removal::InUse as u8];
+        assert_eq!(removals, [REMOVE_ABSENT, REMOVE_DONE, REMOVE_IN_USE]);
         let tiers = [Presence::Absent as u8, Presence::Host as u8, Presence::Nvme as u8];
         assert_eq!(tiers, [AT_NONE, AT_HOST, AT_NVME]);
     }

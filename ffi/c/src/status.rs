@@ -1,7 +1,7 @@
 //! Status codes.
 
 use kvtier_ffi::pool::PoolError;
-use kvtier_ffi::store::CloseError;
+use kvtier_ffi::store::{ClearError, CloseError};
 use kvtier_ffi::task::LayerError;
 use kvtier_ffi::{BatchError, OpenError, SubmitError};
 
@@ -154,6 +154,17 @@ impl From<PoolError> for Failure {
             PoolError::Closed => Status::Closed,
             PoolError::Host(kv_cuda::DeviceError::WrongBuffers { .. }) => Status::InvalidArgument,
             PoolError::Host(_) | PoolError::Cuda(_) => Status::Io,
+        };
+        Self::of(status, &error)
+    }
+}
+
+impl From<ClearError> for Failure {
+    fn from(error: ClearError) -> Self {
+        let status = match &error {
+            ClearError::Closed => Status::Closed,
+            ClearError::Io(_) => Status::Io,
+            ClearError::Engine(_) => Status::OutOfResources,
         };
         Self::of(status, &error)
     }

@@ -140,6 +140,40 @@ pub unsafe extern "C" fn kvtier_store_exists(
     })
 }
 
+/// Takes the blocks of a batch out of host memory and NVMe, at once; `removals` gets one of `KVTIER_REMOVE_*` a key. No
+/// purge: remote stores keep what they have, and until NVMe has written over a block, a restart may find it again.
+///
+/// # Safety
+/// `batch` is null or a batch that `kvtier_init` has seen, with keys as it says; `removals` is null or has `num_keys`
+/// writable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvtier_store_remove(
+    store: StoreHandle,
+    batch: *const BatchC,
+    removals: *mut u8,
+) -> Status {
+    entry(|| {
+        let store = handle::store(store.id)?;
+        // SAFETY: the caller's word.
+        let keys = unsafe { keys(&store, &read(batch, "batch")?) }?;
+        let removed = store.remove(&keys)?;
+        if !removals.is_null() {
+            for (at, removal) in removed.iter().enumerate() {
+                // SAFETY: at < num_keys, and the caller's word.
+                unsafe { removals.add(at).write(*removal as u8) };
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Nothing that was stored before is served any more by this store, also after a restart: for weights that were updated
+/// in place, say. Operations under way may still end with blocks of before. If it fails, all is as it was.
+#[unsafe(no_mangle)]
+pub extern "C" fn kvtier_store_clear(store: StoreHandle) -> Status {
+    entry(|| Ok(handle::store(store.id)?.clear()?))
+}
+
 /// Starts copying blocks out to the runs of a batch. A key that is `KVTIER_KEY_DONE` has exactly the bytes that were
 /// stored; the memory of the others is as it was.
 ///
@@ -187,7 +221,7 @@ pub unsafe extern "C" fn kvtier_store_put(
 }
 
 /// Starts bringing blocks to host memory. They stay there until the ticket is released; a quarter of host memory at
-/// most, the rest is `KVTIER_KEY_NO_ROOM`.
+/// most, the rest is `KVTIER_KEY_NO_ROOM`. A chain is looked for in slow sources as well.
 ///
 /// # Safety
 /// `batch` is null or a batch that `kvtier_init` has seen, with keys as it says; `ticket` is null or writable.

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kv_core::index::NamespaceIndex;
@@ -74,7 +74,11 @@ impl Flow<'_> {
 
     fn load(&self, statuses: &mut [KeyStatus], pins: &mut Vec<Pinned>) {
         let keys = self.task.keys.as_slice();
-        if self.task.chained && !matches!(self.task.operation, Operation::Pin) {
+        if self.task.chained && matches!(self.task.operation, Operation::Pin) {
+            self.pin_chain(keys, statuses, pins);
+            return;
+        }
+        if self.task.chained {
             // One lease, as the slow sources are asked about the chain as a whole.
             let lease = if keys.is_empty() { None } else { self.engine.acquire(&self.request(keys)).ok() };
             let parts = lease.map(|lease| Part { lease, keys: 0..keys.len() }).into_iter().collect();
@@ -96,6 +100,36 @@ impl Flow<'_> {
             // The disk works on the next group while this one is copied.
             ahead = next(statuses);
             self.take(parts, single, statuses, pins);
+        }
+    }
+
+    /// One lease asks for the chain, slow sources included. It also has room for what did not come, so each block that
+    /// did then gets a lease of its own.
+    fn pin_chain(&self, keys: &[BlockKey], statuses: &mut [KeyStatus], pins: &mut Vec<Pinned>) {
+        let room = self.most_pinned.saturating_sub(self.pinned.load(Ordering::Relaxed));
+        let asked = &keys[..keys.len().min(room)];
+        let lease = if asked.is_empty() { None } else { self.engine.acquire(&self.request(asked)).ok() };
+        let Some(lease) = lease else {
+            statuses.fill(KeyStatus::NoRoom);
+            return;
+        };
+        let answer = self.answer(&lease);
+        if let Some(why) = lease.why() {
+            self.task.decided(why);
+        }
+        match answer {
+            Err(why) => statuses[..asked.len()].fill(why),
+            Ok(answer) => {
+                let there = answer.ready as usize;
+                let lost = self.task.stopped().unwrap_or(KeyStatus::Failed);
+                statuses.iter_mut().skip(there).take(answer.lost as usize).for_each(|status| *status = lost);
+                if there == asked.len() {
+                    statuses[there..].fill(KeyStatus::NoRoom);
+                }
+                let parts = self.acquire(asked[..there].iter().enumerate());
+                end(lease, answer.ready);
+                self.take(parts, false, statuses, pins);
+            }
         }
     }
 

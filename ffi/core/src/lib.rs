@@ -25,6 +25,7 @@ pub mod batch;
 pub mod config;
 mod copies;
 mod flow;
+mod life;
 mod open;
 pub mod pool;
 pub mod queue;

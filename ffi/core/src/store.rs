@@ -1,5 +1,6 @@
 //! A store of opaque blocks of one size, named by the runtime's own keys.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread::JoinHandle;
@@ -7,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use kv_core::cost::{Balance, TokenRange};
 use kv_core::index::NamespaceIndex;
-use kv_core::key::{BlockKey, Extra, KeyChain, Namespace, NamespaceId};
+use kv_core::key::{BlockKey, Extra, Namespace, NamespaceId};
 use kv_core::layout::GroupIndex;
 use kv_core::planner::PrefixQuote;
+pub use kv_core::planner::Removal;
 use kv_core::policy::PolicyKind;
 use kv_core::tier::Tier;
 use kv_core::units::{Epoch, Tokens};
@@ -22,6 +24,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::batch::{BatchError, Buffers, KeyBatch};
 use crate::config::{Durability, LONGEST_TIMEOUT, StoreConfig, USUAL_TIMEOUT};
 use crate::flow::Flow;
+use crate::life::{self, Life, Lineage};
 use crate::open::{OpenError, prepare, secret_of, slots};
 use crate::pool::{Pool, PoolConfig, PoolError};
 use crate::queue::TaskQueue;
@@ -84,8 +87,8 @@ pub struct Submission {
     /// The blocks, made by [`Store::keys`].
     pub keys: KeyBatch,
     /// The keys are one chain, first block first. Eviction then takes blocks from the end of the chain, a block is stored
-    /// only if all before it are, and gets and onboards end at the first block that is not there, but ask slow sources
-    /// ([`StoreConfig::slow`]) as well. Without it each key stands by itself. For pins it does not matter.
+    /// only if all before it are, and gets, onboards and pins end at the first block that is not there, but ask slow
+    /// sources ([`StoreConfig::slow`]) as well. Without it each key stands by itself.
     pub chained: bool,
     /// How long it may take: 30 s if nothing is said, a day at most.
     pub timeout: Option<Duration>,
@@ -104,7 +107,7 @@ impl Submission {
 struct Inner {
     /// Taken out when the store is closed.
     engine: RwLock<Option<Engine>>,
-    namespace: NamespaceIndex,
+    life: RwLock<Life>,
     work: WorkQueue,
     counters: Counters,
     most_in_group: usize,
@@ -138,8 +141,11 @@ struct Inner {
 /// ```
 pub struct Store {
     inner: Arc<Inner>,
-    owner: Namespace,
-    chain: KeyChain,
+    lineage: Lineage,
+    /// What keys of this store are told by, whatever life it is in.
+    id: NamespaceId,
+    /// Where the number of its life is kept.
+    dir: Option<PathBuf>,
     arena: Arc<Arena>,
     workers: Mutex<Vec<JoinHandle<()>>>,
     taken: Arc<AtomicUsize>,
@@ -167,6 +173,11 @@ impl Store {
         };
         let fingerprint = config.identity.fingerprint(config.block_bytes);
         let dir = config.nvme.as_ref().map(|(dir, _)| dir.as_path());
+        let epoch = match dir {
+            Some(dir) => life::kept_in(dir)
+                .map_err(|source| OpenError::Directory { path: dir.join("epoch"), source })?,
+            None => Epoch(0),
+        };
         let slow = config.slow.as_ref().map(|slow| slow.open(&config.identity.model, fingerprint, dir));
         let opened = Engine::open(&EngineConfig {
             block_bytes: config.block_bytes,
@@ -179,12 +190,13 @@ impl Store {
             max_write_backs: WRITE_BACKS,
             slow: slow.transpose()?,
         })?;
-        let owner = Namespace::new(&config.identity.tenant, fingerprint, &secret);
-        let namespace = opened.engine.namespace(owner.id(), fingerprint, Epoch(0))?;
+        let lineage = Lineage { tenant: config.identity.tenant.clone(), fingerprint, secret };
+        let id = Namespace::new(&lineage.tenant, fingerprint, &lineage.secret).id();
+        let life = lineage.begin(epoch, &opened.engine)?;
         let arena = opened.engine.arena().clone();
         let inner = Arc::new(Inner {
             engine: RwLock::new(Some(opened.engine)),
-            namespace,
+            life: RwLock::new(life),
             work: WorkQueue::default(),
             counters: Counters::default(),
             // Two groups for each worker take at most half of the memory.
@@ -194,8 +206,9 @@ impl Store {
         });
         let store = Self {
             inner: inner.clone(),
-            chain: owner.chain(GroupIndex(0), Tokens(1)),
-            owner,
+            lineage,
+            id,
+            dir: dir.map(Path::to_owned),
             arena,
             workers: Mutex::default(),
             taken: Arc::default(),
@@ -223,7 +236,7 @@ impl Store {
     /// # Errors
     /// [`BatchError`].
     pub fn keys<'a>(&self, keys: impl ExactSizeIterator<Item = &'a [u8]>) -> Result<KeyBatch, BatchError> {
-        KeyBatch::wrap(&self.chain, keys)
+        KeyBatch::wrap(&self.inner.life.read().chain, keys)
     }
 
     /// Names the full blocks of `tokens`, for runtimes without hashes of their own. `extras` are what else the KV depends
@@ -236,14 +249,15 @@ impl Store {
         extras: &[Extra<'_>],
         parent: Option<BlockKey>,
     ) -> KeyBatch {
-        let chain = self.owner.chain(GroupIndex(0), Tokens(tokens_per_block));
+        let chain = self.inner.life.read().owner.chain(GroupIndex(0), Tokens(tokens_per_block));
         KeyBatch::of(chain.keys(parent.unwrap_or(BlockKey::ROOT), tokens, extras).collect())
     }
 
-    /// Public name of the namespace. Keys of a store are good for every store of the same namespace.
+    /// Public name of the namespace, whatever [`Store::clear`] does. Keys of a store are good for every store of the
+    /// same namespace, but name nothing in one that was cleared since, or at another time.
     #[must_use]
-    pub fn namespace_id(&self) -> NamespaceId {
-        self.owner.id()
+    pub const fn namespace_id(&self) -> NamespaceId {
+        self.id
     }
 
     /// Where each key is now. Takes microseconds, pins and promises nothing.
@@ -254,7 +268,7 @@ impl Store {
         let engine = self.inner.engine.read();
         let engine = engine.as_ref().ok_or(SubmitError::Closed)?;
         let found: Vec<_> = engine
-            .lookup_each(self.inner.namespace, keys.as_slice())
+            .lookup_each(self.inner.namespace(), keys.as_slice())
             .into_iter()
             .map(|tier| match tier {
                 None => Presence::Absent,
@@ -265,6 +279,35 @@ impl Store {
         add(&self.inner.counters.exists_keys, found.len());
         add(&self.inner.counters.exists_found, found.iter().filter(|at| **at != Presence::Absent).count());
         Ok(found)
+    }
+
+    /// Takes blocks out of host memory and NVMe, at once. A block that somebody reads, writes or pins stays. This is no
+    /// purge: remote stores keep what they have, and until NVMe has written over a block, a restart may find it again.
+    ///
+    /// # Errors
+    /// [`SubmitError::Closed`].
+    pub fn remove(&self, keys: &KeyBatch) -> Result<Vec<Removal>, SubmitError> {
+        self.engine(|engine| engine.remove(self.inner.namespace(), keys.as_slice()))
+    }
+
+    /// Nothing that was stored before is served any more by this store, also after a restart; for weights that were
+    /// updated in place, say. It moves no bytes: blocks that were there leave as the least used. Operations under way may
+    /// still end with blocks of before. Key batches made before name nothing any more.
+    ///
+    /// # Errors
+    /// [`ClearError`]; all is as it was.
+    pub fn clear(&self) -> Result<(), ClearError> {
+        let engine = self.inner.engine.read();
+        let engine = engine.as_ref().ok_or(ClearError::Closed)?;
+        // Held from before it is kept: of two clearings at once, the later is the one that lasts.
+        let mut life = self.inner.life.write();
+        let epoch = life::another()?;
+        let next = self.lineage.begin(epoch, engine)?;
+        if let Some(dir) = &self.dir {
+            life::keep_in(dir, epoch)?;
+        }
+        *life = next;
+        Ok(())
     }
 
     /// Starts copying blocks out to buffers of the runtime, from NVMe by way of host memory. The bytes of a key that is
@@ -294,7 +337,8 @@ impl Store {
     }
 
     /// Starts bringing blocks to host memory; they stay there until the ticket is dropped. At most a quarter of the
-    /// memory can be pinned.
+    /// memory can be pinned. With `chained` it asks slow sources as well, and ends at the first block that is not to be
+    /// had: what a runtime looks up and fetches ahead in one go.
     ///
     /// # Errors
     /// [`SubmitError`].
@@ -405,7 +449,7 @@ impl Store {
     /// # Errors
     /// [`SubmitError::Closed`].
     pub fn quote(&self, keys: &KeyBatch) -> Result<Option<PrefixQuote>, SubmitError> {
-        self.engine(|engine| engine.quote(self.inner.namespace, keys.as_slice()))
+        self.engine(|engine| engine.quote(self.inner.namespace(), keys.as_slice()))
     }
 
     /// The account behind "never worse than recomputing"; `None` without slow sources.
@@ -488,6 +532,20 @@ impl Store {
     }
 }
 
+/// Why a store was not cleared.
+#[derive(Debug, thiserror::Error)]
+pub enum ClearError {
+    /// It is closed.
+    #[error("the store is closed")]
+    Closed,
+    /// It could not be kept beside the log that it is cleared.
+    #[error("the store is not cleared: it could not be noted beside its log")]
+    Io(#[from] std::io::Error),
+    /// It was cleared too often: 65,535 times.
+    #[error("the store is not cleared")]
+    Engine(#[from] EngineError),
+}
+
 /// Why closing did not go as it should.
 #[derive(Debug, thiserror::Error)]
 pub enum CloseError {
@@ -509,6 +567,10 @@ impl Drop for Store {
 }
 
 impl Inner {
+    fn namespace(&self) -> NamespaceIndex {
+        self.life.read().namespace
+    }
+
     fn serve(&self) {
         while let Some(task) = self.work.take() {
             let engine = self.engine.read();
@@ -516,7 +578,7 @@ impl Inner {
                 None => (vec![KeyStatus::Cancelled; task.width()], Vec::new()),
                 Some(engine) => Flow {
                     engine,
-                    namespace: self.namespace,
+                    namespace: self.namespace(),
                     task: &task,
                     most: self.most_in_group,
                     pinned: &self.pinned,

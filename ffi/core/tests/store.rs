@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_ffi::store::{CloseError, Presence};
+use kvtier_ffi::store::{ClearError, CloseError, Presence, Removal};
 use kvtier_ffi::{
     Buffers, Durability, Identity, KeyStatus, OpenError, Run, Store, StoreConfig, Submission, SubmitError,
     TaskQueue,
@@ -298,4 +298,89 @@ fn sizes_that_cannot_work_are_named() {
     // SAFETY: refused, so nothing is touched.
     let refused = unsafe { store.put(submission(&store, &[1]), Buffers::even(vec![short], 1).unwrap()) };
     assert!(matches!(refused, Err(SubmitError::Batch(_))));
+}
+
+fn remove(store: &Store, ids: &[u32]) -> Vec<Removal> {
+    store.remove(&submission(store, ids).keys).unwrap()
+}
+
+fn presence(store: &Store, ids: &[u32]) -> Vec<Presence> {
+    store.exists(&submission(store, ids).keys).unwrap()
+}
+
+#[test]
+fn what_is_removed_is_gone_from_memory_and_nvme_unless_it_is_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(32, Some(dir.path()))).unwrap();
+    put(&store, &[1, 2, 3]);
+    store.flush(None, None).unwrap().wait(LONG).expect("done");
+    let pin = store.pin(submission(&store, &[1])).unwrap();
+    pin.wait(LONG).expect("done");
+    assert_eq!(remove(&store, &[1, 2, 9]), [Removal::InUse, Removal::Removed, Removal::Absent]);
+    assert_eq!(presence(&store, &[1, 2, 3]), [Presence::Host, Presence::Absent, Presence::Host]);
+    drop(pin);
+    assert_eq!(remove(&store, &[1]), [Removal::Removed]);
+    assert_eq!(get(&store, &[1, 2, 3]), [KeyStatus::Missing, KeyStatus::Missing, KeyStatus::Done]);
+    assert_eq!((store.stats().unwrap().host_used, store.stats().unwrap().nvme_used), (1, 1));
+    assert_eq!(put(&store, &[1]), [KeyStatus::Done], "and may be stored again");
+}
+
+#[test]
+fn a_cleared_store_serves_nothing_of_before_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(32, Some(dir.path()));
+    config.durability = Durability::AtClose;
+    let store = Store::open(&config).unwrap();
+    put(&store, &[1, 2]);
+    let pin = store.pin(submission(&store, &[2])).unwrap();
+    pin.wait(LONG).expect("done");
+    let before = submission(&store, &[1, 2]).keys;
+    store.clear().unwrap();
+    assert_eq!(store.exists(&before).unwrap(), [Presence::Absent; 2], "keys of before name nothing");
+    assert_eq!(get(&store, &[1, 2]), [KeyStatus::Missing; 2]);
+    assert_eq!(put(&store, &[2, 3]), [KeyStatus::Done; 2], "also where the name was taken");
+    drop(pin);
+    store.close(LONG).unwrap();
+    assert!(matches!(store.clear(), Err(ClearError::Closed)));
+
+    let store = Store::open(&config).unwrap();
+    assert_eq!(get(&store, &[1, 2, 3]), [KeyStatus::Missing, KeyStatus::Done, KeyStatus::Done]);
+    store.clear().unwrap();
+    drop(store);
+    let store = Store::open(&config).unwrap();
+    assert_eq!(presence(&store, &[1, 2, 3]), [Presence::Absent; 3]);
+}
+
+#[test]
+fn a_store_that_cannot_note_that_it_is_cleared_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(32, Some(dir.path()))).unwrap();
+    put(&store, &[1]);
+    std::fs::create_dir(dir.path().join("kv/epoch.part")).unwrap();
+    assert!(matches!(store.clear(), Err(ClearError::Io(_))));
+    assert_eq!(presence(&store, &[1]), [Presence::Host]);
+}
+
+#[test]
+fn a_pin_of_a_chain_holds_what_comes_before_its_first_gap() {
+    let store = Store::open(&config(64, None)).unwrap();
+    put(&store, &[1, 2, 4]);
+    let chain = |ids: &[u32]| {
+        let pin = store.pin(Submission { chained: true, ..submission(&store, ids) }).unwrap();
+        pin.wait(LONG).expect("done");
+        pin
+    };
+    let pin = chain(&[1, 2, 3, 4]);
+    let missing = KeyStatus::Missing;
+    assert_eq!(pin.statuses(), [KeyStatus::Done, KeyStatus::Done, missing, missing]);
+    assert_eq!(remove(&store, &[1, 2, 4]), [Removal::InUse, Removal::InUse, Removal::Removed]);
+    assert_eq!(store.stats().unwrap().host_used, 2, "no room is held for what is not there");
+    drop(pin);
+    let all: Vec<u32> = (100..130).collect();
+    put(&store, &all);
+    let pin = chain(&all);
+    let statuses = pin.statuses();
+    assert_eq!(statuses[..16], [KeyStatus::Done; 16]);
+    assert_eq!(statuses[16..], [KeyStatus::NoRoom; 14]);
+    assert_eq!(chain(&all).statuses(), [KeyStatus::NoRoom; 30]);
 }

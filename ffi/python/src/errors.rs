@@ -1,7 +1,7 @@
 //! Rust errors as the exceptions of `kvtier.errors`.
 
 use kvtier_ffi::pool::PoolError;
-use kvtier_ffi::store::CloseError;
+use kvtier_ffi::store::{ClearError, CloseError};
 use kvtier_ffi::task::LayerError;
 use kvtier_ffi::{BatchError, SubmitError};
 use pyo3::prelude::*;
@@ -51,6 +51,13 @@ pub(crate) fn open(error: &kvtier_ffi::OpenError) -> PyErr {
             Invalid::new_err(error.to_string())
         }
         other => OpenFailed::new_err(chain(other)),
+    }
+}
+
+pub(crate) fn clear(error: &ClearError) -> PyErr {
+    match error {
+        ClearError::Closed => Closed::new_err(error.to_string()),
+        ClearError::Io(_) | ClearError::Engine(_) => Unclean::new_err(chain(error)),
     }
 }
 

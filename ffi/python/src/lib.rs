@@ -75,6 +75,7 @@ mod _kvtier {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("_KEY_STATUSES", crate::ticket::STATUSES.map(|(name, status)| (name, status as u8)))?;
         module.add("_PRESENCES", crate::store::PRESENCES.map(|(name, presence)| (name, presence as u8)))?;
+        module.add("_REMOVALS", crate::store::REMOVALS.map(|(name, removal)| (name, removal as u8)))?;
         let exit = module.py().import("atexit")?;
         exit.call_method1("register", (module.getattr("close_all")?,))?;
         Ok(())

@@ -9,8 +9,10 @@ use kv_core::key::{Extra, NamespaceSecret};
 use kv_core::planner::PrefixQuote;
 use kv_core::policy::BytesPerDay;
 use kv_core::units::Nanos;
-use kvtier_ffi::store::{CloseError, Presence};
-use kvtier_ffi::{Durability, Identity, RemoteUrl, SlowSources, StoreConfig, Submission, SubmitError};
+use kvtier_ffi::store::{CloseError, Presence, Removal};
+use kvtier_ffi::{
+    Durability, Identity, KeyBatch, RemoteUrl, SlowSources, StoreConfig, Submission, SubmitError,
+};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -32,6 +34,10 @@ const FEW_KEYS: usize = 64;
 /// The members of `kvtier.Presence`.
 pub(crate) const PRESENCES: [(&str, Presence); 3] =
     [("ABSENT", Presence::Absent), ("HOST", Presence::Host), ("NVME", Presence::Nvme)];
+
+/// The members of `kvtier.Removal`.
+pub(crate) const REMOVALS: [(&str, Removal); 3] =
+    [("ABSENT", Removal::Absent), ("REMOVED", Removal::Removed), ("IN_USE", Removal::InUse)];
 
 /// How long closing waits if nothing is said.
 const CLOSE_SECONDS: f64 = 10.0;
@@ -270,6 +276,25 @@ impl Store {
         Ok(found.iter().take_while(|presence| **presence != 0).count())
     }
 
+    /// Takes blocks out of host memory and NVMe, at once; one byte a key (``Removal``): 0 it was not there, 1 it is gone,
+    /// 2 somebody reads, writes or pins it, and it stays. This is no purge: remote stores keep what they have, and until
+    /// NVMe has written over a block, a restart may find it again.
+    fn remove<'py>(&self, py: Python<'py>, keys: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let removed = self.of_each(py, keys, |store, keys| {
+            Ok(store.remove(keys)?.into_iter().map(|removal| removal as u8).collect())
+        })?;
+        Ok(PyBytes::new(py, &removed))
+    }
+
+    /// Nothing that was stored before is served any more by this store, also after a restart: for weights that were
+    /// updated in place, say. It takes no time: blocks of before leave as the least used. Operations under way may still
+    /// end with them. ``Keys`` made before name nothing any more. Raises ``Unclean`` if it could not be noted beside the
+    /// NVMe log; then all is as it was.
+    fn clear(&self, py: Python<'_>) -> PyResult<()> {
+        let store = self.inner()?;
+        py.detach(|| store.clear()).map_err(|error| errors::clear(&error))
+    }
+
     /// Starts copying blocks out to ``buffers``, from NVMe by way of host memory. The bytes of a key that is ``DONE`` are
     /// those that were stored; the buffers of other keys are left as they were. With ``chained`` the keys are one chain,
     /// first block first: it ends at the first block that is not there, and remote stores are asked for the rest.
@@ -318,17 +343,19 @@ impl Store {
     }
 
     /// Starts bringing blocks to host memory; they stay there until the ticket is released. At most a quarter of the
-    /// memory can be pinned.
-    #[pyo3(signature = (keys, *, timeout = None, queue = None, tag = 0))]
+    /// memory can be pinned. With ``chained`` the keys are one chain: NVMe and remote stores are asked for it if loading
+    /// beats recomputing, and it ends at the first block that is not to be had. That is how to look up and fetch ahead.
+    #[pyo3(signature = (keys, *, chained = false, timeout = None, queue = None, tag = 0))]
     fn pin(
         &self,
         py: Python<'_>,
         keys: &Bound<'_, PyAny>,
+        chained: bool,
         timeout: Option<f64>,
         queue: Option<&Bound<'_, Queue>>,
         tag: u64,
     ) -> PyResult<Ticket> {
-        self.submit(py, keys, false, timeout, queue, tag, Owners::new(), kvtier_ffi::Store::pin)
+        self.submit(py, keys, chained, timeout, queue, tag, Owners::new(), kvtier_ffi::Store::pin)
     }
 
     /// Starts writing all that is in host memory alone to NVMe, as far as the write budget allows, and makes it survive a
@@ -451,13 +478,20 @@ impl Store {
 
 impl Store {
     fn look_up(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+        self.of_each(py, keys, |store, keys| {
+            Ok(store.exists(keys)?.into_iter().map(|presence| presence as u8).collect())
+        })
+    }
+
+    /// What `ask` says of each key; at once, so that the interpreter is kept for few.
+    fn of_each<F>(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, ask: F) -> PyResult<Vec<u8>>
+    where
+        F: FnOnce(&kvtier_ffi::Store, &KeyBatch) -> Result<Vec<u8>, SubmitError> + Send,
+    {
         let (keys, store) = (TakenKeys::take(keys)?, self.inner()?);
         let few = keys.len() <= FEW_KEYS;
-        let look = || -> Result<Vec<u8>, Refusal> {
-            let found = store.exists(&keys.bind(store)?)?;
-            Ok(found.into_iter().map(|presence| presence as u8).collect())
-        };
-        Ok(if few { look() } else { py.detach(look) }?)
+        let ask = || -> Result<Vec<u8>, Refusal> { Ok(ask(store, &keys.bind(store)?)?) };
+        Ok(if few { ask() } else { py.detach(ask) }?)
     }
 }
 

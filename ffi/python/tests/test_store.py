@@ -5,7 +5,7 @@ import kvtier
 import numpy as np
 import pytest
 from conftest import BLOCK, MIB, page
-from kvtier import KeyStatus, Presence
+from kvtier import KeyStatus, Presence, Removal
 
 
 def test_what_is_stored_is_what_comes_back_or_a_miss(store):
@@ -250,6 +250,7 @@ def test_numbers_are_those_of_the_engine():
 
     assert [(s.name, s.value) for s in KeyStatus] == _kvtier._KEY_STATUSES
     assert [(p.name, p.value) for p in Presence] == _kvtier._PRESENCES
+    assert [(r.name, r.value) for r in Removal] == _kvtier._REMOVALS
 
 
 def test_what_was_built():
@@ -265,3 +266,35 @@ def test_every_exception_is_an_error():
     raised = [e for e in vars(errors).values() if isinstance(e, type)]
     assert len(raised) == 9
     assert all(issubclass(e, kvtier.Error) and getattr(kvtier, e.__name__) is e for e in raised)
+
+
+def test_what_is_removed_or_cleared_is_a_miss(tmp_path):
+    def open_store():
+        return kvtier.Store(BLOCK, MIB, path=tmp_path / "kv", nvme_bytes=64 * MIB, durability="at_close")
+
+    with open_store() as store:
+        store.put([b"0", b"1", b"2"], page(0) + page(1) + page(2)).wait()
+        with store.pin([b"0"]) as pin:
+            pin.wait()
+            removed = store.remove([b"0", b"1", b"absent"])
+        assert [Removal(r) for r in removed] == [Removal.IN_USE, Removal.REMOVED, Removal.ABSENT]
+        assert list(store.exists([b"0", b"1", b"2"])) == [1, 0, 1]
+        hashed = store.keys([b"0"])
+        store.clear()
+        assert list(store.exists([b"0", b"1", b"2"])) == [0, 0, 0]
+        assert list(store.exists(hashed)) == [0]
+        store.put([b"2"], page(7)).wait()
+    with open_store() as store:
+        back = bytearray(BLOCK)
+        assert store.get([b"2"], back).wait().done == 1
+        assert back == page(7)
+        assert list(store.exists([b"0"])) == [0]
+    with pytest.raises(kvtier.Closed):
+        store.clear()
+
+
+def test_a_chain_is_pinned_up_to_its_first_gap(store):
+    store.put([b"0", b"1", b"3"], page(0) + page(1) + page(3)).wait()
+    with store.pin([b"0", b"1", b"2", b"3"], chained=True) as pin:
+        assert (pin.wait().done, pin.served()) == (2, [True, True, False, False])
+        assert list(store.remove([b"0", b"1", b"3"])) == [Removal.IN_USE, Removal.IN_USE, Removal.REMOVED]

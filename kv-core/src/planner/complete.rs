@@ -334,7 +334,7 @@ impl Planner {
     }
 
     /// If that was the last thing that kept a segment under reclaim, prepares it for its next life.
-    fn emptied(&mut self, slot: SlotId, out: &mut Outbox) {
+    pub(super) fn emptied(&mut self, slot: SlotId, out: &mut Outbox) {
         let Some(log) = &mut self.log else { return };
         let segment: SegmentId = log.segment_of(slot);
         if log.finish_reclaim(segment) {

@@ -28,6 +28,7 @@ mod probe;
 mod put_behind;
 mod quote;
 mod remote;
+mod remove;
 mod request;
 mod restore;
 mod slow;
@@ -55,6 +56,7 @@ pub use config::{ConfigError, PlannerConfig, RemoteSource, SlowSources};
 pub use log_space::LogShape;
 pub use outbox::{Event, Outbox, Ready};
 pub use quote::PrefixQuote;
+pub use remove::Removal;
 pub use slow::Reasons;
 pub use stats::PlannerStats;
 

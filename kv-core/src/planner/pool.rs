@@ -155,6 +155,18 @@ impl SlotPool {
         });
     }
 
+    /// Ready, and nobody holds a pin on it.
+    pub(super) fn is_at_rest(&self, slot: SlotId) -> bool {
+        self.slots[slot.0 as usize].state == State::Ready { pins: 0 }
+    }
+
+    /// Frees a slot that is at rest. The caller displaces the node in the index.
+    pub(super) fn take_out(&mut self, slot: SlotId) {
+        debug_assert!(self.is_at_rest(slot), "{slot:?} is in use");
+        self.policy.remove(slot);
+        self.free_slot(slot);
+    }
+
     pub(super) fn give_back(&mut self, private: Private) {
         self.free_slot(private.0);
     }

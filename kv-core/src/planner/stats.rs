@@ -53,6 +53,8 @@ pub struct PlannerStats {
     pub failed_writes: u64,
     /// Blocks that left each tier to make room.
     pub evictions: PerTier<u64>,
+    /// Blocks that the runtime took out.
+    pub removed: u64,
     /// Blocks that left host RAM while no other tier had them.
     pub lost_to_eviction: u64,
     /// Blocks that NVMe admission refused.

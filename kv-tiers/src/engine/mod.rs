@@ -28,7 +28,9 @@ use kv_core::ids::{JobId, RequestId};
 use kv_core::index::NamespaceIndex;
 use kv_core::job::{AnswerSink, Job, RemoteAnswer, RemoteJob, TransferError};
 use kv_core::key::{BlockKey, Fingerprint, NamespaceId};
-use kv_core::planner::{Event, Match, Outbox, Planner, PlannerError, PlannerStats, PrefixQuote, Ready};
+use kv_core::planner::{
+    Event, Match, Outbox, Planner, PlannerError, PlannerStats, PrefixQuote, Ready, Removal,
+};
 use kv_core::tier::{PerTier, Tier};
 use kv_core::units::{Epoch, Nanos};
 use std::collections::HashMap;
@@ -237,6 +239,8 @@ pub struct Engine {
     learnt: Option<PathBuf>,
 }
 
+/// Keys for which the lock is held in one go: some tens of microseconds.
+const LOOK_UP_GROUP: usize = 512;
 /// How long an engine that shuts down waits for remote stores.
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a dropped engine waits for transfers in flight.
@@ -307,10 +311,8 @@ impl Engine {
     /// The best tier of each block by itself, whatever precedes it in a chain; `None` where it cannot be read. For
     /// runtimes whose keys are not chains. Pins and promises nothing.
     pub fn lookup_each(&self, namespace: NamespaceIndex, keys: &[BlockKey]) -> Vec<Option<Tier>> {
-        /// Keys for which the lock is held in one go: some tens of microseconds.
-        const GROUP: usize = 512;
         let mut tiers = Vec::with_capacity(keys.len());
-        for group in keys.chunks(GROUP) {
+        for group in keys.chunks(LOOK_UP_GROUP) {
             self.shared.call(|planner, _, _| {
                 tiers.extend(group.iter().map(|key| {
                     let found = planner.lookup(namespace, std::slice::from_ref(key)).by_tier;
@@ -319,6 +321,15 @@ impl Engine {
             });
         }
         tiers
+    }
+
+    /// Takes blocks out of every tier of this node, unless somebody uses them; see [`Planner::remove`].
+    pub fn remove(&self, namespace: NamespaceIndex, keys: &[BlockKey]) -> Vec<Removal> {
+        let mut removed = Vec::with_capacity(keys.len());
+        for group in keys.chunks(LOOK_UP_GROUP) {
+            removed.extend(self.shared.call(|planner, _, out| planner.remove(namespace, group, out)));
+        }
+        removed
     }
 
     /// Starts writing to NVMe what is in host RAM alone, as far as admission lets it. Ends when

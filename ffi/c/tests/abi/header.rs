@@ -14,6 +14,9 @@ pub const KVTIER_KEY_CANCELLED: u32 = 7;
 pub const KVTIER_AT_NONE: u32 = 0;
 pub const KVTIER_AT_HOST: u32 = 1;
 pub const KVTIER_AT_NVME: u32 = 2;
+pub const KVTIER_REMOVE_ABSENT: u32 = 0;
+pub const KVTIER_REMOVE_DONE: u32 = 1;
+pub const KVTIER_REMOVE_IN_USE: u32 = 2;
 pub const KVTIER_BATCH_CHAIN: u32 = 1;
 pub const KVTIER_DURABILITY_WRITE_BEHIND: u32 = 0;
 pub const KVTIER_DURABILITY_AT_CLOSE: u32 = 1;
@@ -224,6 +227,16 @@ unsafe extern "C" {
         places: *mut u8,
         prefix: *mut u64,
     ) -> kvtier_status;
+}
+unsafe extern "C" {
+    pub fn kvtier_store_remove(
+        store: kvtier_store,
+        batch: *const kvtier_batch,
+        removals: *mut u8,
+    ) -> kvtier_status;
+}
+unsafe extern "C" {
+    pub fn kvtier_store_clear(store: kvtier_store) -> kvtier_status;
 }
 unsafe extern "C" {
     pub fn kvtier_store_get(

@@ -42,6 +42,8 @@ static void nulls(kvtier_store store)
     GIVES(KVTIER_INVALID_ARGUMENT, kvtier_store_put(store, &t.batch, NULL));
     GIVES(KVTIER_INVALID_ARGUMENT, kvtier_store_exists(store, NULL, NULL, NULL));
     OK(kvtier_store_exists(store, &t.batch, NULL, NULL));
+    GIVES(KVTIER_INVALID_ARGUMENT, kvtier_store_remove(store, NULL, NULL));
+    OK(kvtier_store_remove(store, &t.batch, NULL));
     GIVES(KVTIER_INVALID_ARGUMENT, kvtier_store_stats(store, NULL));
     GIVES(KVTIER_INVALID_ARGUMENT, kvtier_store_stats_json(store, NULL, 10, NULL));
     GIVES(KVTIER_INVALID_ARGUMENT, kvtier_store_flush(store, 0, (kvtier_queue){0}, 0, NULL));

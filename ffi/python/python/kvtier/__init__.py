@@ -9,7 +9,7 @@ Start at `Store`. Blocks are named by keys of the runtime and live in its own bu
 Summary(keys=1, done=1, prefix=1)
 """
 
-from kvtier._enums import KeyStatus, Presence
+from kvtier._enums import KeyStatus, Presence, Removal
 from kvtier._kvtier import Keys, Layout, Pool, Queue, Runs, Store, Summary, Ticket, __version__, build_info
 from kvtier.errors import (
     Busy,
@@ -37,6 +37,7 @@ __all__ = [
     "Pool",
     "Presence",
     "Queue",
+    "Removal",
     "Runs",
     "Store",
     "Summary",

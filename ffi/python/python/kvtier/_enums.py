@@ -30,3 +30,14 @@ class Presence(IntEnum):
     ABSENT = 0
     HOST = 1
     NVME = 2
+
+
+class Removal(IntEnum):
+    """What became of a block that was to be removed."""
+
+    ABSENT = 0
+    """It was not there."""
+    REMOVED = 1
+    """It can no longer be found."""
+    IN_USE = 2
+    """Somebody reads, writes or pins it: it stays."""

@@ -10,6 +10,7 @@ from typing_extensions import Buffer, Self
 __all__ = [
     "_KEY_STATUSES",
     "_PRESENCES",
+    "_REMOVALS",
     "Keys",
     "Layout",
     "Pool",
@@ -29,6 +30,7 @@ __all__ = [
 __version__: Final[str]
 _KEY_STATUSES: Final[list[tuple[str, int]]]
 _PRESENCES: Final[list[tuple[str, int]]]
+_REMOVALS: Final[list[tuple[str, int]]]
 
 class _Tensor(Protocol):
     """torch.Tensor, which is never imported here."""
@@ -201,6 +203,8 @@ class Store:
     ) -> Keys: ...
     def exists(self, keys: _Keys) -> bytes: ...
     def prefix(self, keys: _Keys) -> int: ...
+    def remove(self, keys: _Keys) -> bytes: ...
+    def clear(self) -> None: ...
     def get(
         self,
         keys: _Keys,
@@ -221,7 +225,15 @@ class Store:
         queue: Queue | None = None,
         tag: int = 0,
     ) -> Ticket: ...
-    def pin(self, keys: _Keys, *, timeout: float | None = None, queue: Queue | None = None, tag: int = 0) -> Ticket: ...
+    def pin(
+        self,
+        keys: _Keys,
+        *,
+        chained: bool = False,
+        timeout: float | None = None,
+        queue: Queue | None = None,
+        tag: int = 0,
+    ) -> Ticket: ...
     def flush(self, *, timeout: float | None = None, queue: Queue | None = None, tag: int = 0) -> Ticket: ...
     def register(
         self,
