@@ -29,7 +29,7 @@ WHEEL_VENV := $(TARGET)/wheel-venv
 # Installs the runtimes that the connectors are tested in: it links what several environments share.
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
-.PHONY: SGLANG := .tools/sglang-0.5.23 help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python test-sglang LMCACHE .tools/lmcache-0.5.6 test-lmcache soak-lmcache
+.PHONY: SGLANG := .tools/sglang-0.5.23 help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python test-sglang LMCACHE .tools/lmcache-0.5.6 test-lmcache soak-lmcache test-vllm
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -89,6 +89,13 @@ test-sglang: $(UV) ## Test the wheel of `test-wheel` in a real SGLang, on the CP
 	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/sglang/install.sh $(SGLANG)
 	$(UV) pip install -q --no-deps --reinstall -p $(SGLANG)/bin/python $(TARGET)/wheel/*.whl
 	$(SGLANG)/bin/python -m pytest -q tests/runtimes/sglang
+
+# vLLM as it is installed for a CPU, and the wheel of `make test-wheel` in the same environment.
+VLLM_VENV := .tools/vllm-0.33.0
+test-vllm: $(UV) ## Test the connectors of vLLM in a real vLLM (after test-wheel)
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/vllm/install.sh $(VLLM_VENV)
+	$(UV) pip install -q --no-deps --reinstall --python $(VLLM_VENV)/bin/python $(TARGET)/wheel/*.whl
+	cd tests/runtimes/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
