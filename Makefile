@@ -29,7 +29,7 @@ WHEEL_VENV := $(TARGET)/wheel-venv
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
 
-.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python
+.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel test-vllm lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -68,6 +68,13 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m pytest -q
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier --mypy-config-file pyproject.toml
+
+# vLLM as it is installed for a CPU, and the wheel of `make test-wheel` in the same environment.
+VLLM_VENV := .tools/vllm-0.33.0
+test-vllm: $(UV) ## Test the connectors of vLLM in a real vLLM (after test-wheel)
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/vllm/install.sh $(VLLM_VENV)
+	$(UV) pip install -q --no-deps --reinstall --python $(VLLM_VENV)/bin/python $(TARGET)/wheel/*.whl
+	cd tests/runtimes/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
@@ -141,8 +148,8 @@ $(UV):
 		--target .tools/uv-$(UV_VERSION) uv==$(UV_VERSION)
 
 lint-python: $(RUFF) ## Check format and lints of the Python sources
-	$(RUFF) format --check ffi/python
-	$(RUFF) check ffi/python
+	$(RUFF) format --check ffi/python tests/runtimes
+	$(RUFF) check ffi/python tests/runtimes
 
 $(RUFF):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
