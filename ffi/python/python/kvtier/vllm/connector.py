@@ -16,6 +16,7 @@ from kvtier.vllm._compat import (
     RequestOffloadState,
     SchedulerOutput,
     VllmConfig,
+    current_platform,
 )
 from kvtier.vllm.identity import namespace
 from kvtier.vllm.manager import KvtierManager
@@ -55,8 +56,11 @@ class KvtierConnector(OffloadingConnector):
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
-        """A block of all layers in one piece, which vLLM drops where the attention backend cannot have it."""
-        return "BLHNC"
+        """A block of all layers in one piece, which vLLM drops where the attention backend cannot have it.
+
+        On a CPU it is dropped here: pieces do not matter there, and the backend for MLA says that it can and cannot.
+        """
+        return "LBHNC" if current_platform.is_cpu() else "BLHNC"
 
     # In the scheduler.
 
