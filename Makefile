@@ -29,7 +29,14 @@ WHEEL_VENV := $(TARGET)/wheel-venv
 # Installs the runtimes that the connectors are tested in: it links what several environments share.
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
-.PHONY: SGLANG := .tools/sglang-0.5.23 help bench-servers bench-connectors demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel lint-python test-sglang LMCACHE .tools/lmcache-0.5.6 test-lmcache soak-lmcache test-vllm
+
+# The runtimes that the wheel is tested in, as they are installed for a CPU.
+LMCACHE := .tools/lmcache-0.5.6
+SGLANG := .tools/sglang-0.5.23
+VLLM := .tools/vllm-0.33.0
+
+.PHONY: help demo test asan ffi lint lint-python soak kernels kernels-check header header-check mooncake gpu wheel test-wheel
+.PHONY: test-lmcache test-sglang test-vllm soak-lmcache soak-sglang soak-vllm bench bench-servers bench-connectors
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,8 +48,9 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	$(MAKE) test-wheel
-	$(MAKE) test-sglang
 	$(MAKE) test-lmcache
+	$(MAKE) test-sglang
+	$(MAKE) test-vllm
 	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
 	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
@@ -71,31 +79,28 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier._kvtier --mypy-config-file pyproject.toml
 
-define install-lmcache
-	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/lmcache/install.sh $(LMCACHE)
-	$(UV) pip install -q --no-deps --reinstall -p $(LMCACHE)/bin/python $(TARGET)/wheel/*.whl
+# Each has an environment of its own, linked from uv's cache, and in it the wheel of `test-wheel`.
+define install-runtime
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/$(1)/install.sh $(2)
+	$(UV) pip install -q --no-deps --reinstall --python $(2)/bin/python $(TARGET)/wheel/*.whl
 endef
 
-test-lmcache: $(UV) ## Test the wheel of `test-wheel` in a real LMCache, on the CPU
-	$(install-lmcache)
+test-lmcache: $(UV) ## Test the wheel of `test-wheel` in a real LMCache, and on torch tensors
+	$(call install-runtime,lmcache,$(LMCACHE))
 	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/lmcache
+	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/torch
 
-soak-lmcache: $(UV) ## 10,000 requests through LMCache's storage manager, with faults, restarts and kills
-	$(install-lmcache)
-	KVTIER_SOAK=1 $(LMCACHE)/bin/python -m pytest -q -s tests/runtimes/lmcache/test_soak.py
-
-# The runtimes that the wheel is tested in are tens of thousands of files: made once, linked from uv's cache.
-test-sglang: $(UV) ## Test the wheel of `test-wheel` in a real SGLang, on the CPU
-	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/sglang/install.sh $(SGLANG)
-	$(UV) pip install -q --no-deps --reinstall -p $(SGLANG)/bin/python $(TARGET)/wheel/*.whl
+test-sglang: $(UV) ## Test the wheel of `test-wheel` in a real SGLang
+	$(call install-runtime,sglang,$(SGLANG))
 	$(SGLANG)/bin/python -m pytest -q tests/runtimes/sglang
 
-# vLLM as it is installed for a CPU, and the wheel of `make test-wheel` in the same environment.
-VLLM_VENV := .tools/vllm-0.33.0
-test-vllm: $(UV) ## Test the connectors of vLLM in a real vLLM (after test-wheel)
-	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/vllm/install.sh $(VLLM_VENV)
-	$(UV) pip install -q --no-deps --reinstall --python $(VLLM_VENV)/bin/python $(TARGET)/wheel/*.whl
-	cd tests/runtimes/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest
+test-vllm: $(UV) ## Test the wheel of `test-wheel` in a real vLLM
+	$(call install-runtime,vllm,$(VLLM))
+	cd tests/runtimes/vllm && $(abspath $(VLLM))/bin/python -m pytest
+
+soak-lmcache: $(UV) ## 10,000 requests through LMCache's storage manager, with faults, restarts and kills
+	$(call install-runtime,lmcache,$(LMCACHE))
+	KVTIER_SOAK=1 $(LMCACHE)/bin/python -m pytest -q -s tests/runtimes/lmcache/test_soak.py
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
