@@ -29,7 +29,7 @@ from kvtier.sglang.loads import LayerCounter, Load, Offload
 from kvtier.sglang.meter import Complaints
 from kvtier.sglang.namespace import Rank, device_layout, weights
 from kvtier.sglang.part import Part
-from kvtier.sglang.weights import listen
+from kvtier.sglang.scheduler import listen
 
 _log = logging.getLogger("kvtier.sglang")
 
@@ -309,7 +309,7 @@ class KvtierLinker(UnifiedCacheLinker):
     # Its life.
 
     def weights_changed(self) -> None:
-        """What is stored belongs to other weights now. `kvtier.sglang.weights` calls it after every update.
+        """What is stored belongs to other weights now. `kvtier.sglang.scheduler` calls it after every update.
 
         SGLang usually has flushed its own cache by then. If not, that is full of the old weights, too, and nothing is
         served or stored until it is.
