@@ -29,7 +29,7 @@ WHEEL_VENV := $(TARGET)/wheel-venv
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
 
-.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel test-vllm lint-python
+.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel test-vllm soak-vllm lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -71,10 +71,17 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 
 # vLLM as it is installed for a CPU, and the wheel of `make test-wheel` in the same environment.
 VLLM_VENV := .tools/vllm-0.33.0
-test-vllm: $(UV) ## Test the connectors of vLLM in a real vLLM (after test-wheel)
+test-vllm: vllm ## Test the connectors of vLLM in a real vLLM (after test-wheel)
+	cd tests/runtimes/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest
+
+# Each file in a process of its own: they look at what a process holds.
+soak-vllm: vllm ## Ten thousand requests through each connector of vLLM, with cancels, faults and restarts
+	cd tests/runtimes/vllm && for soak in soak_*.py; do $(abspath $(VLLM_VENV))/bin/python -m pytest -s $$soak || exit 1; done
+
+.PHONY: vllm
+vllm: $(UV) redis
 	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/vllm/install.sh $(VLLM_VENV)
 	$(UV) pip install -q --no-deps --reinstall --python $(VLLM_VENV)/bin/python $(TARGET)/wheel/*.whl
-	cd tests/runtimes/vllm && $(abspath $(VLLM_VENV))/bin/python -m pytest
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked
