@@ -11,11 +11,12 @@ from kvtier.options import StoreOptions
 from kvtier.vllm._compat import CanonicalKVCaches, GPULoadStoreSpec
 from kvtier.vllm.messages import HOST, Ask, LoadSpec, Orders, StepResults, StoreSpec, add_answer
 from kvtier.vllm.parts import Part, parts_of
-from kvtier.vllm.rank import Rank, open_rank
+from kvtier.vllm.rank import Group, Rank, open_rank
 from kvtier.vllm.worker import KvtierWorker
 from vllm.v1.kv_offload.base import CanonicalKVCacheRef, CanonicalKVCacheTensor, make_offload_key
 
 BLOCKS = 12
+GROUPS = {0: Group(16, None), 2: Group(16, 4), 3: Group(16, None)}
 
 
 def tensor(page: int, stride: int | None = None) -> CanonicalKVCacheTensor:
@@ -75,7 +76,7 @@ def open_store(number: int, part: Part, share: float) -> kvtier.Store:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     made = caches()
-    rank = open_rank("engine", StoreOptions(host=4 << 20), parts_of(made, [0, 2, 3]), [2], [], open_store)
+    rank = open_rank("engine", StoreOptions(host=4 << 20), parts_of(made, [0, 2, 3]), GROUPS, [], open_store)
     worker = KvtierWorker(rank)
     yield Bench(made, worker, itertools.count())
     worker.shutdown()

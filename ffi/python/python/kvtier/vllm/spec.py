@@ -17,7 +17,7 @@ from kvtier.vllm._compat import (
 from kvtier.vllm.identity import layout
 from kvtier.vllm.manager import KvtierManager
 from kvtier.vllm.parts import Part, parts_of
-from kvtier.vllm.rank import open_rank
+from kvtier.vllm.rank import Group, open_rank
 from kvtier.vllm.worker import KvtierWorker
 
 _OF_VLLM = ("spec_name", "spec_module_path", "offload_prompt_only", "self_describing_kv_events")
@@ -80,8 +80,8 @@ class KvtierSpec(OffloadingSpec):
                 tokens_per_block=min(per_block) if weighs else None,
             )
 
-        windows = [group.group_id for group in groups if group.sliding_window_size_in_chunks is not None]
-        rank = open_rank(self.config.engine_id, self.options, parts, windows, _streams(parts), open_store)
+        of_rank = {g.group_id: Group(g.tokens_per_block, g.sliding_window_size_in_chunks) for g in groups}
+        rank = open_rank(self.config.engine_id, self.options, parts, of_rank, _streams(parts), open_store)
         return KvtierWorker(rank)
 
 
