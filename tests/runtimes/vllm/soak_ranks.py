@@ -1,4 +1,4 @@
-"""`KvtierConnector` with two tensor-parallel ranks in processes of their own. Slow to start: to be asked for by name."""
+"""`KvtierConnector` with two tensor-parallel ranks, in processes of their own. Slow to start: run it by its name."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -171,6 +171,28 @@ def test_chains_of_many_requests_are_answered_together(bench: Bench) -> None:
     assert bench.worker.rank.take_answers() == {}
 
 
+def test_keys_of_all_groups_are_looked_up_together(bench: Bench) -> None:
+    keys = [key(3, 1), key(0, 1), key(2, 1), key(0, 2)]
+    bench.store([keys[0], keys[3]], [1, 2])
+    assert list(bench.worker.rank.present(keys)) == [HOST, 0, 0, HOST]
+
+
+def test_a_rank_without_layers_of_a_group_has_all_of_it(bench: Bench) -> None:
+    bench.worker.rank.groups = {**GROUPS, 5: Group(16, None)}
+    assert list(bench.worker.rank.present([key(5, 1), key(0, 1), key(6, 1)])) == [HOST, 0, 0]
+    assert bench.load([key(5, 1)], [1]) is None
+    assert bench.load([key(0, 1)], [1]) == {1}
+
+
+def test_keys_that_do_not_match_the_blocks_move_nothing(bench: Bench) -> None:
+    bench.store([key(0, 1)], [1, 2])
+    assert bench.worker.take_not_stored() == {key(0, 1)}
+    bench.store([key(0, 1)], [1])
+    before = bench.blocks([3, 4])
+    assert bench.load([key(0, 1)], [3, 4]) == {3, 4}
+    assert all(map(torch.equal, before, bench.blocks([3, 4])))
+
+
 def test_a_closed_store_is_a_miss(bench: Bench) -> None:
     bench.store([key(0, 1)], [1])
     for tier in bench.worker.rank.tiers:

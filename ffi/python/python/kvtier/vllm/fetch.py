@@ -31,7 +31,7 @@ class Fetch:
         self.answered = False
         self._found = list(found)
         self._pin = pin
-        self._groups = [groups[get_offload_group_idx(chain[0])] if chain else None for chain in ask.chains]
+        self._groups = [groups.get(get_offload_group_idx(chain[0])) if chain else None for chain in ask.chains]
         self._held: list[Ticket] = []
         self._under_way: dict[int, tuple[int, list[Ticket]]] = {}
         """By chain: the first key that is fetched, and its tickets."""

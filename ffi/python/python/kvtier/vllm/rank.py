@@ -8,7 +8,7 @@ import kvtier
 from kvtier.options import StoreOptions
 from kvtier.vllm._compat import OffloadKey, get_offload_group_idx
 from kvtier.vllm.fetch import Fetch
-from kvtier.vllm.messages import HOST, Ask, Orders, combine
+from kvtier.vllm.messages import ABSENT, HOST, Ask, Orders, combine
 from kvtier.vllm.now_and_then import now_and_then
 from kvtier.vllm.parts import Part
 
@@ -99,8 +99,12 @@ class Rank:
         return answers
 
     def present(self, keys: Sequence[OffloadKey]) -> bytes:
-        """Where each key is."""
-        return self._found([keys])[0]
+        """Where each key is, of any groups."""
+        chains: dict[int, list[OffloadKey]] = {}
+        for key in keys:
+            chains.setdefault(get_offload_group_idx(key), []).append(key)
+        found = {group: iter(at) for group, at in zip(chains, self._found(list(chains.values())), strict=True)}
+        return bytes(next(found[get_offload_group_idx(key)]) for key in keys)
 
     def release(self, request: str) -> None:
         """Ends what is fetched, or held, for a request."""
@@ -173,7 +177,9 @@ class Rank:
                 first += len(here)
                 before = found[at]
                 found[at] = here if before is None else combine(before, here)
-        return [bytes(len(chain)) if at is None else at for at, chain in zip(found, chains, strict=True)]
+        # A pipeline rank may have no layer of a group, and then has all that it needs of it.
+        nothing = [bytes([HOST if group in self.groups else ABSENT]) for group in groups]
+        return [none * len(chain) if at is None else at for at, none, chain in zip(found, nothing, chains, strict=True)]
 
     def _fetch(self, ask: Ask, found: list[bytes]) -> None:
         self.release(ask.request)

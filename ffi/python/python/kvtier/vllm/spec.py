@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtier import Store
+from kvtier.errors import Invalid
 from kvtier.options import StoreOptions
 from kvtier.vllm import metrics
 from kvtier.vllm._compat import (
@@ -32,7 +33,7 @@ def options_of(extra_config: Mapping[str, Any]) -> StoreOptions:
 class KvtierSpec(OffloadingSpec):
     """Use it by way of `KvtierConnector`: alone, a failed load would end the engine."""
 
-    namespace: Mapping[str, object]
+    namespace: Mapping[str, object] | None = None
     """What the worker's blocks depend on; the connector sets it."""
 
     @classmethod
@@ -53,6 +54,9 @@ class KvtierSpec(OffloadingSpec):
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> KvtierWorker:
         """In each worker's process: opens the tiers."""
+        namespace = self.namespace
+        if namespace is None:
+            raise Invalid('KvtierSpec belongs to the connector: use "kv_connector": "KvtierConnector"')
         groups = self.config.groups
         parts = parts_of(kv_caches, [group.group_id for group in groups])
         tokens = {group.group_id: group.tokens_per_block for group in groups}
@@ -71,7 +75,7 @@ class KvtierSpec(OffloadingSpec):
                 model=self.config.model.name,
                 layout=layout(
                     self.config,
-                    **self.namespace,
+                    **namespace,
                     part=number,
                     groups="/".join(of_groups),
                     page=part.page,
