@@ -90,13 +90,18 @@ test-lmcache: $(UV) ## Test the wheel of `test-wheel` in a real LMCache, and on 
 	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/lmcache
 	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/torch
 
-test-sglang: $(UV) ## Test the wheel of `test-wheel` in a real SGLang
+test-sglang: $(UV) redis ## Test the wheel of `test-wheel` in a real SGLang
 	$(call install-runtime,sglang,$(SGLANG))
 	$(SGLANG)/bin/python -m pytest -q tests/runtimes/sglang
 
-test-vllm: $(UV) ## Test the wheel of `test-wheel` in a real vLLM
+test-vllm: $(UV) redis ## Test the wheel of `test-wheel` in a real vLLM
 	$(call install-runtime,vllm,$(VLLM))
 	cd tests/runtimes/vllm && $(abspath $(VLLM))/bin/python -m pytest
+
+# Each file in a process of its own: they look at what a process holds.
+soak-vllm: $(UV) redis ## 10,000 requests through each connector of vLLM, with cancels, faults and restarts
+	$(call install-runtime,vllm,$(VLLM))
+	cd tests/runtimes/vllm && for soak in soak_*.py; do $(abspath $(VLLM))/bin/python -m pytest -s $$soak || exit 1; done
 
 soak-lmcache: $(UV) ## 10,000 requests through LMCache's storage manager, with faults, restarts and kills
 	$(call install-runtime,lmcache,$(LMCACHE))

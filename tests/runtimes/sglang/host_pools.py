@@ -68,7 +68,7 @@ def _common(layout: str, layers: int) -> dict[str, Any]:
 
 def slots(pages: Sequence[int]) -> torch.Tensor:
     """The slots of the tokens of these pages."""
-    return torch.cat([torch.arange(page * PAGE, (page + 1) * PAGE) for page in pages])
+    return torch.tensor([slot for page in pages for slot in range(page * PAGE, (page + 1) * PAGE)], dtype=torch.int64)
 
 
 def fill(pool: Any, seed: int) -> None:

@@ -38,6 +38,8 @@ _FLAGS = {
     "skip-tokenizer-init": True,
     "skip-server-warmup": True,
     "disable-overlap-schedule": True,
+    # Or it polls as fast as it can.
+    "sleep-on-idle": True,
     "enable-metrics": True,
     "enable-cache-report": True,
 }
@@ -88,6 +90,8 @@ class Server:
             "PYTHONPATH": ":".join(path),
             "SGLANG_USE_CPU_ENGINE": "1",
             "OMP_NUM_THREADS": "1",
+            # Ranks find no NCCL, which asks for GPUs, and use gloo.
+            "SGLANG_NCCL_SO_PATH": "/dev/null",
             **environment,
         }
         with log.open("wb") as output:
@@ -96,7 +100,7 @@ class Server:
                 command, stdout=output, stderr=output, env=os.environ | variables, start_new_session=True
             )
 
-    def wait(self, seconds: float = 240) -> None:
+    def wait(self, seconds: float = 600) -> None:
         """Until it serves."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -113,7 +117,7 @@ class Server:
 
     def tail(self, lines: int = 60) -> str:
         """The end of its log."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(line[:400] for line in self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def processes(self) -> list[int]:
         """The ids of its processes."""

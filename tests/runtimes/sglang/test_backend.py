@@ -122,7 +122,9 @@ def test_new_weights_get_nothing_of_the_old(detached: Server, tmp_path: Path) ->
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig.from_pretrained(MODEL)).to(torch.bfloat16)
         model.save_pretrained(tmp_path / str(seed))
-        server.call("POST", "/update_weights_from_disk", {"model_path": str(tmp_path / str(seed))})
+        server.call(
+            "POST", "/update_weights_from_disk", {"model_path": str(tmp_path / str(seed)), "load_format": "auto"}
+        )
         replies.append(computed(server, tokens))
     assert replies[0].tokens != replies[1].tokens
     server.flush()
@@ -162,7 +164,9 @@ def test_two_ranks_with_failures_and_a_restart(tmp_path: Path) -> None:
         "SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY": "0.02",
     }
     prompts = [prompt(71 + at, 700) for at in range(6)]
-    with Server(tmp_path / "first", flags, faults) as server:
+    # As many ranks as there are NUMA nodes would need no binding.
+    bound = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0"}
+    with Server(tmp_path / "first", flags, faults | bound) as server:
         cold = [server.generate(tokens).tokens for tokens in prompts]
         hits = 0
         for _ in range(4):
@@ -175,7 +179,7 @@ def test_two_ranks_with_failures_and_a_restart(tmp_path: Path) -> None:
         server.stop(signal.SIGTERM)
     assert sorted(path.name for path in store.iterdir()) == ["tp0of2", "tp1of2"]
 
-    with Server(tmp_path / "second", flags) as server:
+    with Server(tmp_path / "second", flags, bound) as server:
         replies = [server.generate(tokens) for tokens in prompts]
         assert [reply.tokens for reply in replies] == cold
         assert sum(reply.storage for reply in replies) > 0

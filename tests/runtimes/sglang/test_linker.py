@@ -136,7 +136,9 @@ def test_new_weights_get_nothing_of_the_old(linked: tuple[Server, Path], tmp_pat
 def test_two_ranks_a_crash_a_restart_and_a_remote_store_that_hangs(tmp_path: Path):
     config = {"host": "32MiB", "path": str(tmp_path / "kv"), "nvme": "512MiB", "keep_at_exit": True, "timeout": 2.0}
     prompts = [prompt(50 + at, 700) for at in range(6)]
-    with Server(tmp_path / "first", {"tp": 2, **flags(**config)}) as server:
+    # Both in the machine's first processor, and without NCCL, which asks for GPUs.
+    ranks = {"SGLANG_CPU_OMP_THREADS_BIND": "0|0", "SGLANG_NCCL_SO_PATH": "/dev/null"}
+    with Server(tmp_path / "first", {"tp": 2, **flags(**config)}, ranks) as server:
         cold = [server.generate(tokens) for tokens in prompts]
         assert [reply.cached for reply in cold] == [0] * 6
         server.flush()
@@ -148,7 +150,7 @@ def test_two_ranks_a_crash_a_restart_and_a_remote_store_that_hangs(tmp_path: Pat
     assert flip(tmp_path / "kv" / "linker" / "tp1of2", every=400_000)
     with redis(tmp_path) as (hangs, url):
         shared = {"remotes": [url], "gpu": "H200"}
-        with Server(tmp_path / "second", {"tp": 2, **flags(**config, **shared)}) as server:
+        with Server(tmp_path / "second", {"tp": 2, **flags(**config, **shared)}, ranks) as server:
             replies = [server.generate(tokens) for tokens in prompts[:4]]
             assert [reply.tokens for reply in replies] == [reply.tokens for reply in cold[:4]]
             assert 0 < sum(reply.host for reply in replies) < 4 * WHOLE

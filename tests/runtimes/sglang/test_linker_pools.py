@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from kvtier.errors import Invalid
+from kvtier import KeyStatus
+from kvtier.errors import Invalid, LoadFailed
 from kvtier.sglang.holds import UNUSED_SECONDS
+from kvtier.sglang.loads import Load
 from pools import KINDS, WINDOW, Device, device, keys_of
 from redis_server import redis
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy
@@ -55,6 +57,54 @@ def test_a_layer_is_there_when_it_was_waited_for():
         assert at.linker.finish_layer_wise_loading(index)
 
 
+class Arriving:
+    """A ticket whose layers arrive when they are waited for."""
+
+    def __init__(self, fails_at: int = 1 << 30):
+        self.waited: list[int] = []
+        self.fails_at = fails_at
+
+    def wait_layer(self, layer: int, timeout: float) -> None:
+        if layer >= self.fails_at:
+            raise LoadFailed("as the test wants it")
+        self.waited.append(layer)
+
+    def wait(self) -> None:
+        pass
+
+    def statuses(self) -> bytes:
+        return bytes([KeyStatus.DONE])
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_layer_is_waited_for_in_every_turn_and_pool_of_a_load():
+    with device("window") as at:
+        counter = at.linker.layer_done_counter
+        turns = {part.name: [Arriving(), Arriving()] for part in at.parts}
+        index = counter.begin(Load([(part, turns[part.name]) for part in at.parts], []))
+        counter.wait_until(1)
+        assert not any(turn.waited for some in turns.values() for turn in some)
+        counter.set_consumer(index)
+        # Full attention in the layers 1 and 4, windows in the others, and V behind K.
+        counter.wait_until(4)
+        counter.wait_until(4)
+        counter.wait_until(0)
+        assert [turn.waited for turn in turns["kv"]] == [[3], [3]]
+        assert [turn.waited for turn in turns["swa"]] == [[1], [1]]
+        assert counter.finish(index)
+
+
+def test_a_layer_that_does_not_arrive_fails_the_load_after_the_pass():
+    with device("heads") as at:
+        counter = at.linker.layer_done_counter
+        counter.set_consumer(counter.begin(Load([(at.parts[0], [Arriving(fails_at=5)])], [])))
+        for layer in range(6):
+            counter.wait_until(layer)
+        assert not counter.finish(counter.consumer_index)
+
+
 def test_a_batch_loads_for_several_requests():
     with device("heads") as at:
         at.fill(1)
@@ -92,11 +142,11 @@ def test_requests_of_one_prompt_load_it_to_places_of_their_own():
 def test_a_prefix_ends_where_its_window_is_there(rank: tuple[int, int], promised: list[int]):
     with device("window", rank=rank) as at:
         at.fill(1)
-        keys = keys_of("prompt", 9)
-        # Nodes of four pages each, whose windows were stored, and a page whose window was not.
+        keys = keys_of("prompt", 20)
+        # Nodes of four pages each, whose windows were stored, and pages whose windows were not.
         for node in (slice(0, 4), slice(4, 8)):
-            at.offload(keys[:9][node], list(range(9))[node])
-        assert at.linker.offload(at.transfers(keys, range(9))[:1])
+            at.offload(keys[node], list(range(20))[node])
+        assert at.linker.offload(at.transfers(keys[8:], range(8, 20))[:1])
         assert at.ends(3) == [True] * 3
         assert at.lookup("r", keys) == promised
         # What another rank has agreed to, of what was promised.
@@ -106,9 +156,9 @@ def test_a_prefix_ends_where_its_window_is_there(rank: tuple[int, int], promised
 def test_a_prefix_ends_where_a_state_was_stored():
     with device("state") as at:
         at.fill(1)
-        keys = keys_of("prompt", 6)
+        keys = keys_of("prompt", 20)
         at.offload(keys[:4], range(4))
-        assert at.linker.offload(at.transfers(keys[4:], [4, 5])[:1])
+        assert at.linker.offload(at.transfers(keys[4:], range(4, 20))[:1])
         assert at.ends(2) == [True, True]
         assert at.lookup("r", keys) == [4]
 
@@ -240,6 +290,9 @@ def test_a_flipped_bit_is_a_miss_at_the_lookup(tmp_path: Path):
     else:
         pytest.fail("the sixth page is nowhere")
     with device("heads", path=str(tmp_path), nvme="256MiB") as at:
+        assert at.lookup("r", keys)[-1] == 5
+        # Nothing is loaded that was not promised.
+        assert not at.linker.load("r", at.transfers(keys, range(20, 28)))
         assert at.lookup("r", keys)[-1] == 5
         at.fill(2)
         assert at.load("r", keys[:5], range(20, 25))

@@ -13,8 +13,8 @@ import pytest
 from kvtier.vllm.rank import Rank
 
 from engine import Engine
-from models import prompt
-from test_connector import PROMPTS, connector, counted, full_blocks, stored
+from models import FAMILIES, prompt
+from test_connector import connector, counted
 
 
 @pytest.fixture
@@ -44,38 +44,44 @@ def redis(tmp_path: Path) -> Iterator[tuple[int, int]]:
         server.wait()
 
 
+@pytest.mark.parametrize("family", ["gqa", "window"])
 def test_a_remote_store_serves_another_engine_and_may_hang(
-    redis: tuple[int, int], model_of: Callable[[str], Path], tmp_path: Path
+    family: str, redis: tuple[int, int], model_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     process, port = redis
     secret = tmp_path / "secret"
     secret.write_bytes(secrets.token_bytes(32))
     transfer = connector(remotes=[f"redis://127.0.0.1:{port}"], secret_file=str(secret), timeout=3.0)
-    with Engine("gqa", model_of("gqa"), transfer=transfer) as engine:
-        cold = engine.generate(PROMPTS)
-        stored(engine, "gqa")
-        blocks = sum(full_blocks("gqa", each) for each in PROMPTS) // 32
-        engine.step_until(lambda: counted(engine, "remote_writes") >= blocks)
+    size = FAMILIES[family].tokens_per_block
+    shorts = [prompt(3 * size + 1, of=10 + each) for each in range(20)]
+    with Engine(family, model_of(family), transfer=transfer) as engine:
+        cold = engine.generate(shorts)
+        blocks = 3 * len(shorts)
+        engine.step_until(lambda: blocks <= counted(engine, "blocks_stored") <= counted(engine, "remote_writes"))
 
-    with Engine("gqa", model_of("gqa"), transfer=transfer) as engine:
+    with Engine(family, model_of(family), transfer=transfer) as engine:
         (rank,) = ranks()
-        # What it believes of recomputing is that of a GPU, until it has seen some prefill here.
-        for each in range(8):
-            engine.generate([prompt(400, of=20 + each)])
-        account = rank.tiers[0].store.balance()
+        (tier,) = rank.tiers
+        # It takes this machine for a GPU until it has seen some prefill: here is what would come with time.
+        for _ in range(200):
+            tier.store.observed_prefill(0, 3 * size, 0.5)
+        fetched = None
+        while fetched is None and len(shorts) > 3:
+            run = engine.generate([shorts.pop(0)])
+            assert run.tokens == [cold.tokens.pop(0)]
+            fetched = run if run.cached[0] else None
+        assert fetched is not None, "it never loaded from Redis"
+        assert fetched.cached[0] % size == 0
+        engine.step_until(lambda: counted(engine, "remote_reads") > 0)
+        assert not rank._fetches, "what was fetched is held no longer"
+        account = tier.store.balance()
         assert account is not None
         assert account["recompute_only"] > 0
-        fetched = engine.generate(PROMPTS[:1])
-        assert fetched.tokens == cold.tokens[:1]
-        assert fetched.cached == [full_blocks("gqa", PROMPTS[0])]
-        engine.step_until(lambda: counted(engine, "remote_reads") > 0)
-        assert rank.tiers[0].store.stats()["under_way"] == 0
-        assert not rank._fetches, "what was fetched is held no longer"
 
         os.kill(process, signal.SIGSTOP)
-        hung = engine.generate(PROMPTS[1:])
-        assert hung.tokens == cold.tokens[1:]
-        assert hung.cached == [0, 0]
+        hung = engine.generate(shorts[:1])
+        assert hung.tokens == cold.tokens[:1]
+        assert hung.cached == [0]
         os.kill(process, signal.SIGCONT)
 
 

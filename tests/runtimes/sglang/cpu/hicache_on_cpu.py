@@ -1,7 +1,7 @@
 """Lets HiCache run on CPU tensors: its copies between device and host pools exist for GPUs only.
 
 A plugin of SGLang's (entry point `sglang.srt.plugins`). Copies become indexed assignments, and host memory is
-not pinned.
+neither pinned nor kept in reserve.
 """
 
 import torch
@@ -51,17 +51,19 @@ def _patch(pool, planes):
 def register():
     # First: SGLang's modules import each other in a circle.
     import sglang.srt.managers.cache_controller  # noqa: F401
-    from sglang.srt.mem_cache.pool_host.base import HostKVCache
+    from sglang.srt.mem_cache.pool_host import base
     from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
     from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 
     if torch.cuda.is_available():
         return
-    make = HostKVCache.__init__
+    # It leaves 10 GiB of the machine's memory free, which small ones do not have.
+    base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 1 << 28
+    make = base.HostKVCache.__init__
 
     def unpinned(self, **kwargs):
         make(self, **{**kwargs, "pin_memory": False})
 
-    HostKVCache.__init__ = unpinned
+    base.HostKVCache.__init__ = unpinned
     _patch(MHATokenToKVPoolHost, _planes_mha)
     _patch(MLATokenToKVPoolHost, _planes_mla)

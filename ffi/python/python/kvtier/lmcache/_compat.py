@@ -1,5 +1,8 @@
 """Everything that comes from LMCache, whose names move between its versions. Known to work: 0.5.6."""
 
+import functools
+from typing import Any
+
 from lmcache.lmcache_native import Bitmap
 from lmcache.v1.distributed.api import KeyEntry, KeyListPage, ObjectKey
 from lmcache.v1.distributed.internal_api import L2AdapterListener, L2StoreResult
@@ -26,10 +29,13 @@ def layout_of(obj: object) -> str:
     LMCache's keys say nothing of it, and KV of another dtype may have the same size.
     """
     meta = obj.metadata  # type: ignore[attr-defined]
-    shapes = meta.shapes or [meta.shape]
-    dtypes = meta.dtypes or [meta.dtype]
+    return _layout(meta.fmt, tuple(meta.shapes or (meta.shape,)), tuple(meta.dtypes or (meta.dtype,)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(fmt: Any, shapes: tuple[Any, ...], dtypes: tuple[Any, ...]) -> str:  # noqa: ANN401
     parts = "+".join(f"{dtype}{list(shape)}" for shape, dtype in zip(shapes, dtypes, strict=True))
-    return f"{meta.fmt.name}:{parts}"
+    return f"{fmt.name}:{parts}"
 
 
 def layout_bytes(layout: object) -> int:

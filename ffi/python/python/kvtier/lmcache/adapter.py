@@ -23,7 +23,7 @@ from kvtier.lmcache._compat import (
 )
 from kvtier.lmcache.complaints import Complaints
 from kvtier.lmcache.completions import Completions
-from kvtier.lmcache.inventory import Inventory, Known
+from kvtier.lmcache.inventory import Inventory, Known, Stored
 from kvtier.lmcache.naming import Shape, name_of
 from kvtier.lmcache.shelves import NoShelfError, Shelf
 from kvtier.options import StoreOptions, parse_bytes
@@ -104,12 +104,12 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
             return batch.shelf.store.put(batch.names, buffers, timeout=self._timeout, queue=queue, tag=tag)
 
         def conclude(tickets: list[Ticket]) -> L2StoreResult:
-            stored: list[tuple[ObjectKey, Shape, Shelf]] = []
+            stored: list[Stored] = []
             written = 0
             for batch, ticket in zip(batches, tickets, strict=True):
-                for at, status in zip(batch.positions, ticket.statuses(), strict=True):
+                for at, name, status in zip(batch.positions, batch.names, ticket.statuses(), strict=True):
                     if status in (KeyStatus.DONE, KeyStatus.PRESENT):
-                        stored.append((keys[at], shapes[at], batch.shelf))
+                        stored.append((keys[at], name, shapes[at], batch.shelf))
                         written += shapes[at].size if status == KeyStatus.DONE else 0
                     else:
                         self._complaints.note("objects that were not stored", KeyStatus(status).name)
@@ -245,7 +245,14 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
         """Cancels what is under way and closes the stores. No memory of LMCache is touched afterwards."""
         if self._open:
             self._open = False
-            self._inventory.close()
+            try:
+                self._inventory.close()
+            except Error as error:
+                self._complaints.note("closings that were not clean", error)
+            # LMCache keeps the adapter for its metrics.
+            self._keeping.clear()
+            for kind in (self._stores, self._lookups, self._loads):
+                kind.close()
 
     # Parts of the above
 
@@ -271,7 +278,7 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
         def conclude(tickets: list[Ticket]) -> None:
             if any(ticket.statuses()[0] == KeyStatus.FAILED for ticket in tickets):
                 self._complaints.note("writes to NVMe that failed")
-            if self._keeping.pop(shelf) == _Keeping.AND_ONCE_MORE and tickets:
+            if self._keeping.pop(shelf, None) == _Keeping.AND_ONCE_MORE and tickets:
                 self._keep(shelf)
 
         self._stores.submit(conclude, start)
@@ -321,10 +328,10 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
         return kind.submit(conclude, start)
 
-    def _tell_stored(self, stored: list[tuple[ObjectKey, Shape, Shelf]]) -> None:
+    def _tell_stored(self, stored: list[Stored]) -> None:
         if stored:
             more, gone = self._inventory.stored(stored)
-            self._tell(self._notify_keys_stored, [key for key, _, _ in stored], more)
+            self._tell(self._notify_keys_stored, [one[0] for one in stored], more)
             self._tell_gone(gone)
 
     def _tell_gone(self, gone: list[Known]) -> None:

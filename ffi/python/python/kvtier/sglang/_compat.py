@@ -5,6 +5,8 @@ from typing import Any
 # First: SGLang's modules import each other in a circle, and from here it closes.
 import sglang.srt.managers.cache_controller  # noqa: F401
 import torch
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager as WeightUpdater
 from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
@@ -31,7 +33,6 @@ from torch import Tensor
 
 __all__ = [
     "HIP",
-    "WEIGHT_UPDATES",
     "DevicePoolEntry",
     "DevicePoolGroup",
     "HiCacheStorage",
@@ -46,6 +47,8 @@ __all__ = [
     "PoolTransfer",
     "PoolTransferResult",
     "SWAKVPool",
+    "ScheduleBatch",
+    "Scheduler",
     "StorageMetrics",
     "Tensor",
     "UnifiedCacheLinker",
@@ -60,9 +63,6 @@ __all__ = [
 
 HIP = torch.version.hip is not None
 """Whether FP8 is AMD's, which has the same names and other numbers."""
-
-WEIGHT_UPDATES = [f"update_weights_from_{source}" for source in ("disk", "distributed", "tensor", "ipc")]
-"""Methods of `WeightUpdater` that replace the weights of a running server."""
 
 
 def setting(name: str) -> Any:  # noqa: ANN401

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 
 from kvtier import log
+from kvtier._enums import Presence
 from kvtier.errors import Error, Invalid
 from kvtier.options import StoreOptions
 from kvtier.sglang import hits
@@ -23,8 +24,8 @@ from kvtier.sglang._compat import (
 from kvtier.sglang.meter import Complaints, Meter
 from kvtier.sglang.namespace import Rank, layout, pool_name, weights
 from kvtier.sglang.pages import Pages, pages_of
-from kvtier.sglang.pool import PoolStore
-from kvtier.sglang.weights import listen
+from kvtier.sglang.pool import PoolStore, Slow
+from kvtier.sglang.scheduler import listen
 
 logger = logging.getLogger("kvtier.sglang")
 
@@ -33,7 +34,7 @@ _FACTORY = ("backend_name", "module_path", "class_name", "interface_v1", "alloca
 _KV = "kv"
 
 
-class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
+class KvtierStorage(HiCacheStorage):
     """Keeps pages of SGLang's host pools: in host memory, on NVMe and in remote stores, one store for each pool.
 
     Two of SGLang's threads look pages up and load them, one stores them. What fails is a miss.
@@ -101,14 +102,17 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
         for name, volume in volumes.items():
             found = pages[name]
             assert found is not None
-            store = self._options.open(
+            slow = self._slow() if name == _KV else None
+            options = self._options if slow else dataclasses.replace(self._options, remotes=(), weigh_nvme=False)
+            store = options.open(
                 part=f"{self._rank.directory()}/{name}",
                 share=volume / self._total,
                 block_bytes=found.page_bytes,
                 model=self._model,
                 layout=layout(self._rank, name, self._hosts[name], found.sizes),
+                tokens_per_block=None if slow is None else self._hosts[name].page_size,
             )
-            self._pools[name] = PoolStore(name, store, found, self._meter, self._complaints)
+            self._pools[name] = PoolStore(name, store, found, slow, self._meter, self._complaints)
             logger.info(
                 "kvtier: pool %s: pages of %d bytes in %d runs, %s",
                 name,
@@ -124,7 +128,8 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
         """How many pages are there before the first that is not."""
         if self._anchor is None:
             return 0
-        return self._anchor.prefix(self._salted(keys) if self._zero_copy else self._flat(keys))
+        named = self._salted(keys) if self._zero_copy else self._flat(keys)
+        return self._anchor.prefix(named, self._patience(len(keys)))
 
     def batch_get_v1(
         self,
@@ -158,7 +163,7 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
     ) -> PoolTransferResult:
         """The prefixes that all pools can restore."""
         salted = self._salted(keys)
-        found = len(keys) if self._anchor is None else self._anchor.prefix(salted)
+        found = len(keys) if self._anchor is None else self._anchor.prefix(salted, self._patience(len(keys)))
         transfers = pool_transfers or []
         pools = {pool_name(transfer.name): self._pools.get(pool_name(transfer.name)) for transfer in transfers}
         present = {
@@ -195,7 +200,7 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
 
     def exists(self, key: str) -> bool:
         """Whether the page of a key is there."""
-        return self._anchor is not None and self._anchor.prefix(self._flat([key])) == 1
+        return self._anchor is not None and self._anchor.prefix(self._flat([key]), self._patience(1)) == 1
 
     def get(self, key: str, target_location: Tensor | None = None, target_sizes: object = None) -> Tensor | None:
         """Loads a page into a tensor, and returns it; `None` if it is not there."""
@@ -212,7 +217,7 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
         if pool is None or any(tensor is None or tensor.nbytes != pool.pages.page_bytes for tensor in target_locations):
             self._complaints.add("loading a page", Invalid("a tensor is no page of the pool"))
             return [None] * len(keys)
-        served = pool.load_into(self._flat(keys), target_locations, self._patience(len(keys)))
+        served = pool.load_into(self._flat(keys), list(target_locations), self._patience(len(keys)))
         return [tensor if done else None for tensor, done in zip(target_locations, served, strict=True)]
 
     def set(
@@ -262,6 +267,15 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
         self._salt = uuid.uuid4().hex
         logger.info("kvtier: the weights were replaced: what was stored before is not served any more")
 
+    def prefilled(self, start: int, end: int, seconds: float) -> None:
+        """SGLang computed a prompt's tokens `start..end`."""
+        anchor = self._anchor
+        if anchor is not None and anchor.slow is not None:
+            try:
+                anchor.store.observed_prefill(start, end, seconds)
+            except Error as error:
+                self._complaints.add("learning what recomputing takes", error)
+
     def get_stats(self) -> StorageMetrics | None:
         """What was transferred since the last call."""
         return self._meter.take() if self._measure else None
@@ -276,9 +290,16 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
         for name, pool in pools.items():
             try:
                 logger.info("kvtier: pool %s closes: %s", name, pool.store.stats())
-                pool.store.close()
+                pool.close()
             except Error as error:
                 logger.warning("kvtier: pool %s did not close well: %s", name, error)
+
+    def _slow(self) -> Slow | None:
+        if not self._options.remotes and not self._options.weigh_nvme:
+            return None
+        near = {Presence.HOST} if self._options.weigh_nvme else {Presence.HOST, Presence.NVME}
+        shares = bool(self._options.remotes) and not (self._rank.replicated and self._rank.tp[0] > 0)
+        return Slow(near=frozenset(near), shares=shares)
 
     def _salted(self, keys: Sequence[str]) -> list[str]:
         salt = self._salt
@@ -293,7 +314,7 @@ class KvtierStorage(HiCacheStorage):  # type: ignore[misc]
         """Seconds that a call may take: those that SGLang's own policy waits for so many pages, if nothing is said."""
         if self._timeout is not None:
             return self._timeout
-        return 1.0 + 0.25 * pages * self.mem_pool_host.page_size / 1024
+        return 1.0 + 0.25 * float(pages * self.mem_pool_host.page_size) / 1024
 
 
 def _volume(pool: HostPool, pages: Pages) -> int:

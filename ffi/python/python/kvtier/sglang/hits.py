@@ -18,6 +18,7 @@ def restorable(
     if not counted and not any(transfer.hit_policy == PoolHitPolicy.ALL_PAGES for transfer in transfers):
         lengths = set()
     reached = {PoolName.KV: found} if found and counted else {}
+    possible: Sequence[int]
     for transfer in transfers:
         there = present[pool_name(transfer.name)]
         if transfer.hit_policy == PoolHitPolicy.ALL_PAGES:

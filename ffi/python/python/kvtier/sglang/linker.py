@@ -29,7 +29,7 @@ from kvtier.sglang.loads import LayerCounter, Load, Offload
 from kvtier.sglang.meter import Complaints
 from kvtier.sglang.namespace import Rank, device_layout, weights
 from kvtier.sglang.part import Part
-from kvtier.sglang.weights import listen
+from kvtier.sglang.scheduler import listen
 
 _log = logging.getLogger("kvtier.sglang")
 
@@ -71,7 +71,7 @@ class _Queued:
     count: int = 0
 
 
-class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not there for the type checker
+class KvtierLinker(UnifiedCacheLinker):
     """Keeps the pages of SGLang's device pools in pinned host memory, on NVMe and in remote stores.
 
     SGLang makes one in each of its schedulers (`--unified-cache-external-linker-backend dynamic`) and calls it from
@@ -309,7 +309,7 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
     # Its life.
 
     def weights_changed(self) -> None:
-        """What is stored belongs to other weights now. `kvtier.sglang.weights` calls it after every update.
+        """What is stored belongs to other weights now. `kvtier.sglang.scheduler` calls it after every update.
 
         SGLang usually has flushed its own cache by then. If not, that is full of the old weights, too, and nothing is
         served or stored until it is.
@@ -322,6 +322,15 @@ class KvtierLinker(UnifiedCacheLinker):  # type: ignore[misc] # SGLang is not th
             _log.warning(
                 "kvtier: weights were replaced without a flush: nothing is loaded or stored until there is one"
             )
+
+    def prefilled(self, start: int, end: int, seconds: float) -> None:
+        """SGLang computed a prompt's tokens `start..end`: from it the choice between loading and recomputing learns."""
+        for part in self._all_parts():
+            if part.slow:
+                try:
+                    part.store.observed_prefill(start, end, seconds)
+                except Error as error:
+                    self._complain("learning what recomputing takes", error)
 
     def _renew(self) -> None:
         # No other process can know these weights by a name that would be safe to share.

@@ -51,7 +51,7 @@ class FlatPages:
 
     def __init__(self, pool: HostPool, page_bytes: int) -> None:
         self._pool = pool
-        self.sizes = (page_bytes,)
+        self.sizes: tuple[int, ...] = (page_bytes,)
         self.page_bytes = page_bytes
 
     def of(self, slots: Tensor) -> tuple[Buffers, Callable[[int], None]]:

@@ -49,7 +49,8 @@ def open_store(options: StoreOptions, given: Mapping[str, object], config: Offlo
     slow = bool(options.remotes) or options.weigh_nvme
     chunk = config.cache.blocks_per_chunk * config.groups[0].tokens_per_block
     return options.open(
-        part=f"vllm-tier-dp{config.parallel.data_parallel_index}",
+        # A directory has blocks of one size: another chunk or number of ranks is another directory.
+        part=f"vllm-tier-dp{config.parallel.data_parallel_index}-{rows.bytes}",
         block_bytes=rows.bytes,
         model=config.model.name,
         layout=_layout(config),
