@@ -262,6 +262,19 @@ def test_kv_of_another_kind_is_not_found(opened: Callable[[str], Below], tmp_pat
     same.tier.shutdown()
 
 
+def test_weights_that_were_replaced_find_nothing(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = replace(CONFIG, model=replace(CONFIG.model, name=str(model)))
+    for weights, answer in ((b"old", MISS), (b"new", MISS), (b"new", HIT), (b"old", HIT)):
+        (model / "model.safetensors").write_bytes(weights * 10_000)
+        below = Below(config, path=str(tmp_path / "kv"), nvme="64MiB", keep_at_exit=True)
+        context = below.request(keys=3)
+        assert below.lookups(context, KEYS[:3]) == [answer] * 3
+        below.store(context, KEYS[:3], [0, 1, 2])
+        below.tier.shutdown()
+
+
 CHAINS = 40
 """A store is used after about a dozen reads that nobody waited for have measured it."""
 

@@ -17,10 +17,7 @@ from typing import Any, ClassVar
 
 from kvtier import Error, Presence, Unclean
 from kvtier.options import StoreOptions
-from kvtier.vllm._tiering import (
-    BackpressureDetector,
-    JobResult,
-    Locality,
+from kvtier.vllm._compat import (
     LookupResult,
     Medium,
     OffloadingConnectorStats,
@@ -31,11 +28,9 @@ from kvtier.vllm._tiering import (
     ReqContext,
     RequestOffloadingContext,
     ScheduleEndContext,
-    SecondaryTierManager,
-    TransferJob,
     get_offload_group_idx,
-    keys_of,
 )
+from kvtier.vllm._tiering import BackpressureDetector, JobResult, Locality, SecondaryTierManager, TransferJob, keys_of
 from kvtier.vllm.tier_ahead import Ahead
 from kvtier.vllm.tier_jobs import LOOSE, Ended, Jobs, Place
 from kvtier.vllm.tier_metrics import Counts, Stats, definitions
