@@ -188,6 +188,7 @@ def test_soak(model_of: Callable[[str], Path], tmp_path: Path) -> None:
             good, bad = quiet(engine, faults)
             loaded, missed = loaded + good, missed + bad
         after.append(held())
+        print(f"\n{len(after) * REQUESTS // LIVES} requests: {after[-1]}", flush=True)
     print(f"\n{REQUESTS} requests, {oracle.compared} compared, {cancelled} cancelled, faults {faults.done}")
     print(f"{loaded} blocks loaded, {missed} found and not loaded; after each life: {after}")
     print(f"mebibytes in the second half of each life: {[each['mebibytes'] for each in half]}")

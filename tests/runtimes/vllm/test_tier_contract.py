@@ -229,6 +229,36 @@ def test_a_reset_keeps_what_is_stored_unless_it_is_to_be_forgotten(tmp_path: Pat
         below.tier.shutdown()
 
 
+def test_what_could_not_be_forgotten_is_not_served(below: Below) -> None:
+    class Forgets:
+        fails = True
+
+        def __init__(self, store: Any) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def clear(self) -> None:
+            if self.fails:
+                raise Unclean("no space left on the device")
+            self._store.clear()
+
+    tier = below.tier
+    tier._clear_on_reset, tier._store = True, Forgets(tier._store)
+    context = below.request(keys=3)
+    tier.submit_store(below.job(context, KEYS[:3], [0, 1, 2], load=False))
+    tier.drain_jobs()
+    assert below.lookups(context, KEYS[:3]) == [MISS] * 3
+    Forgets.fails = False
+    tier.drain_jobs()
+    tier._clear_on_reset = False
+    assert below.lookups(context, KEYS[:3]) == [MISS] * 3
+    tier.submit_store(below.job(context, KEYS[:3], [0, 1, 2], load=False))
+    tier.drain_jobs()
+    assert below.lookups(context, KEYS[:3]) == [HIT] * 3
+
+
 def other_parallel(**changed: Any) -> OffloadingConfig:
     return replace(CONFIG, parallel=replace(CONFIG.parallel, **changed))
 
