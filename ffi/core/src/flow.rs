@@ -19,7 +19,7 @@ use kv_core::tier::Tier;
 use kv_cuda::{Direction, HostSpan};
 use kv_tiers::engine::{Acquire, Engine, Lease};
 
-use crate::batch::{Buffers, gather, scatter};
+use crate::batch::{Buffers, gather, gather_summed, scatter};
 use crate::pool::Pool;
 use crate::task::{KeyStatus, Operation, Permit, Task};
 use crate::work::{groups, left};
@@ -34,6 +34,8 @@ pub(crate) struct Flow<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) namespace: NamespaceIndex,
     pub(crate) task: &'a Task,
+    /// Whether blocks go on to NVMe, with a checksum.
+    pub(crate) has_log: bool,
     /// Blocks that one group may hold in host memory.
     pub(crate) most: usize,
     /// Blocks pinned by tickets, and how many may be.
@@ -342,9 +344,17 @@ impl Flow<'_> {
                     if statuses[block.key] == KeyStatus::Failed
                         && let Ok(slot) = parts[block.part].lease.host_block_mut(block.index)
                     {
-                        // SAFETY: the submitter warrants the buffers until the ticket is done, and their length was
-                        // checked at submission.
-                        unsafe { gather(slot, buffers.of(block.key)) };
+                        let runs = buffers.of(block.key);
+                        if self.has_log {
+                            // SAFETY: the submitter warrants the buffers until the ticket is done, and their length was
+                            // checked at submission.
+                            let checksum = unsafe { gather_summed(slot, runs) };
+                            let noted = parts[block.part].lease.note_checksum(block.index, checksum);
+                            debug_assert!(noted.is_ok(), "the block was given to be written");
+                        } else {
+                            // SAFETY: as above.
+                            unsafe { gather(slot, runs) };
+                        }
                         statuses[block.key] = KeyStatus::Done;
                     }
                 }

@@ -1,0 +1,88 @@
+"""What SGLang's scheduler does and tells its storage nothing of: its methods are wrapped, once in a process.
+
+- The weights of a running server are replaced. All that was stored before belongs to other weights, and what is stored
+  from now on must not be found by a server that starts with the first ones.
+- A pass of prefill took its time, which is what the choice between loading and recomputing learns from.
+"""
+
+import functools
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import ParamSpec, Protocol, TypeVar
+
+from kvtier.sglang._compat import ScheduleBatch, Scheduler, WeightUpdater
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Listener(Protocol):
+    """Who wants to know."""
+
+    def weights_changed(self) -> None:
+        """Some of the weights may be new."""
+
+    def prefilled(self, start: int, end: int, seconds: float) -> None:
+        """A prompt's tokens `start..end` were computed."""
+
+
+_listeners: "weakref.WeakSet[Listener]" = weakref.WeakSet()
+_wrapped = False
+_last_end = 0.0
+"""When the pass before was over, in the clock of `launch_ts`: passes overlap on the host, and not on the GPU."""
+
+
+def listen(listener: Listener) -> None:
+    """Tells a listener from now on, for as long as it lives."""
+    global _wrapped
+    _listeners.add(listener)
+    if not _wrapped:
+        _wrapped = True
+        # What every update calls itself: SGLang keeps the updates as bound methods, which it is too late to wrap.
+        WeightUpdater._observe_weight_load = _telling_of_weights(WeightUpdater._observe_weight_load)
+        Scheduler.process_batch_result = _telling_of_prefill(Scheduler.process_batch_result)
+
+
+_Observed = Callable[_P, AbstractContextManager[None]]
+
+
+def _telling_of_weights(observe: _Observed[_P]) -> _Observed[_P]:
+    @functools.wraps(observe)
+    @contextmanager
+    def told(*args: _P.args, **kwargs: _P.kwargs) -> Iterator[None]:
+        try:
+            with observe(*args, **kwargs):
+                yield
+        finally:
+            # Also if the update failed: it may have come half-way.
+            for listener in list(_listeners):
+                listener.weights_changed()
+
+    return told
+
+
+def _telling_of_prefill(process: Callable[..., _R]) -> Callable[..., _R]:
+    @functools.wraps(process)
+    def told(scheduler: Scheduler, batch: ScheduleBatch, result: object) -> _R:
+        try:
+            # It waits for the GPU.
+            return process(scheduler, batch, result)
+        finally:
+            _ended(batch)
+
+    return told
+
+
+def _ended(batch: ScheduleBatch) -> None:
+    global _last_end
+    start, _last_end = _last_end, time.monotonic()
+    if batch.launch_ts is None or not batch.forward_mode.is_extend():
+        return
+    seconds = _last_end - max(start, batch.launch_ts)
+    tokens = sum(batch.extend_lens or ())
+    for before, new in zip(batch.prefix_lens or (), batch.extend_lens or (), strict=True):
+        for listener in list(_listeners):
+            # Requests of one pass share its time by their tokens.
+            listener.prefilled(before, before + new, seconds * new / tokens)
