@@ -11,6 +11,7 @@ import torch
 import sglang.srt.managers.cache_controller as controller  # isort: skip
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig, PoolName
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.pool_host import base as pool_host
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
 
@@ -22,6 +23,9 @@ PAGE = 64
 HEADS, HEAD_DIM = 8, 128
 LAYER_BYTES = 2 * PAGE * HEADS * HEAD_DIM * 2
 """K and V of a page in one layer, in bfloat16: as many layers as the block size needs. 8 MiB is Llama-3.1-8B."""
+
+# SGLang leaves 10 GiB to others, which need not be there on the machine of a benchmark.
+pool_host.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
 
 Controller = controller.HiCacheController
 Operation = types.SimpleNamespace
