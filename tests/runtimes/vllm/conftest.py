@@ -9,6 +9,9 @@ os.environ.update(
     VLLM_LOGGING_LEVEL="WARNING",
     # Scheduler and worker in this process, so that tests can reach them, and no sockets.
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    # Threads that wait for each other by spinning make a busy machine many times slower.
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    OMP_NUM_THREADS="1",
 )
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """vLLM's tiering where there is no GPU.
 
-vLLM's `TieringOffloadingSpec` has one part that needs one: the worker that copies between the KV cache and the CPU tier. Here
-it is replaced by one that copies between the same tensors at once, in Python. All else is vLLM's.
+One part of `TieringOffloadingSpec` needs a GPU: the worker that copies between KV cache and CPU tier. Here one replaces
+it that copies between the same tensors at once, in Python. All else is vLLM's.
 """
 
 import torch

@@ -11,11 +11,12 @@ from kvtier.options import StoreOptions
 from kvtier.vllm._compat import CanonicalKVCaches, GPULoadStoreSpec
 from kvtier.vllm.messages import HOST, Ask, LoadSpec, Orders, StepResults, StoreSpec, add_answer
 from kvtier.vllm.parts import Part, parts_of
-from kvtier.vllm.rank import Rank, open_rank
+from kvtier.vllm.rank import Group, Rank, open_rank
 from kvtier.vllm.worker import KvtierWorker
 from vllm.v1.kv_offload.base import CanonicalKVCacheRef, CanonicalKVCacheTensor, make_offload_key
 
 BLOCKS = 12
+GROUPS = {0: Group(16, None), 2: Group(16, 4), 3: Group(16, None)}
 
 
 def tensor(page: int, stride: int | None = None) -> CanonicalKVCacheTensor:
@@ -75,7 +76,7 @@ def open_store(number: int, part: Part, share: float) -> kvtier.Store:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     made = caches()
-    rank = open_rank("engine", StoreOptions(host=4 << 20), parts_of(made, [0, 2, 3]), [2], [], open_store)
+    rank = open_rank("engine", StoreOptions(host=4 << 20), parts_of(made, [0, 2, 3]), GROUPS, [], open_store)
     worker = KvtierWorker(rank)
     yield Bench(made, worker, itertools.count())
     worker.shutdown()
@@ -168,6 +169,28 @@ def test_chains_of_many_requests_are_answered_together(bench: Bench) -> None:
     bench.worker.rank.obey(Orders(asks=asks))
     assert bench.worker.rank.take_answers() == {4: bytes([HOST, 0, 0, HOST]), 5: bytes([0])}
     assert bench.worker.rank.take_answers() == {}
+
+
+def test_keys_of_all_groups_are_looked_up_together(bench: Bench) -> None:
+    keys = [key(3, 1), key(0, 1), key(2, 1), key(0, 2)]
+    bench.store([keys[0], keys[3]], [1, 2])
+    assert list(bench.worker.rank.present(keys)) == [HOST, 0, 0, HOST]
+
+
+def test_a_rank_without_layers_of_a_group_has_all_of_it(bench: Bench) -> None:
+    bench.worker.rank.groups = {**GROUPS, 5: Group(16, None)}
+    assert list(bench.worker.rank.present([key(5, 1), key(0, 1), key(6, 1)])) == [HOST, 0, 0]
+    assert bench.load([key(5, 1)], [1]) is None
+    assert bench.load([key(0, 1)], [1]) == {1}
+
+
+def test_keys_that_do_not_match_the_blocks_move_nothing(bench: Bench) -> None:
+    bench.store([key(0, 1)], [1, 2])
+    assert bench.worker.take_not_stored() == {key(0, 1)}
+    bench.store([key(0, 1)], [1])
+    before = bench.blocks([3, 4])
+    assert bench.load([key(0, 1)], [3, 4]) == {3, 4}
+    assert all(map(torch.equal, before, bench.blocks([3, 4])))
 
 
 def test_a_closed_store_is_a_miss(bench: Bench) -> None:

@@ -1,5 +1,8 @@
 """Everything that comes from LMCache, whose names move between its versions. Known to work: 0.5.6."""
 
+import functools
+from typing import Any
+
 from lmcache.lmcache_native import Bitmap
 from lmcache.v1.distributed.api import KeyEntry, KeyListPage, ObjectKey
 from lmcache.v1.distributed.internal_api import L2AdapterListener, L2StoreResult
@@ -14,10 +17,19 @@ __all__ = [
     "L2AdapterListener",
     "L2StoreResult",
     "ObjectKey",
+    "address_of",
     "layout_bytes",
     "layout_of",
     "seed_usage",
 ]
+
+
+def address_of(obj: object) -> int:
+    """Where the bytes of a memory object are. Raises if that is not in host memory."""
+    tensor = obj.raw_tensor  # type: ignore[attr-defined]
+    if tensor is not None and tensor.device.type != "cpu":
+        raise NotImplementedError(f"memory of device type {tensor.device.type}")
+    return int(obj.data_ptr)  # type: ignore[attr-defined]
 
 
 def layout_of(obj: object) -> str:
@@ -26,10 +38,13 @@ def layout_of(obj: object) -> str:
     LMCache's keys say nothing of it, and KV of another dtype may have the same size.
     """
     meta = obj.metadata  # type: ignore[attr-defined]
-    shapes = meta.shapes or [meta.shape]
-    dtypes = meta.dtypes or [meta.dtype]
+    return _layout(meta.fmt, tuple(meta.shapes or (meta.shape,)), tuple(meta.dtypes or (meta.dtype,)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(fmt: Any, shapes: tuple[Any, ...], dtypes: tuple[Any, ...]) -> str:  # noqa: ANN401
     parts = "+".join(f"{dtype}{list(shape)}" for shape, dtype in zip(shapes, dtypes, strict=True))
-    return f"{meta.fmt.name}:{parts}"
+    return f"{fmt.name}:{parts}"
 
 
 def layout_bytes(layout: object) -> int:

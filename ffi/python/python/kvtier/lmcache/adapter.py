@@ -17,13 +17,14 @@ from kvtier.lmcache._compat import (
     L2AdapterListener,
     L2StoreResult,
     ObjectKey,
+    address_of,
     layout_bytes,
     layout_of,
     seed_usage,
 )
 from kvtier.lmcache.complaints import Complaints
 from kvtier.lmcache.completions import Completions
-from kvtier.lmcache.inventory import Inventory, Known
+from kvtier.lmcache.inventory import Inventory, Known, Stored
 from kvtier.lmcache.naming import Shape, name_of
 from kvtier.lmcache.shelves import NoShelfError, Shelf
 from kvtier.options import StoreOptions, parse_bytes
@@ -37,6 +38,7 @@ class _Batch:
     positions: list[int] = field(default_factory=list)
     """Which of the task's they are."""
     names: list[bytes] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
     memory: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -96,21 +98,21 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
     def submit_store_task(self, keys: list[ObjectKey], objects: list[Any]) -> int:
         """Starts to store objects."""
-        shapes = [_shape_of(obj) for obj in objects]
-        batches = self._batches(keys, objects, shapes, self._shelf_for)
+        batches = self._batches(keys, objects, self._shelf_for)
 
         def put(batch: _Batch, queue: Queue, tag: int) -> Ticket:
             buffers = batch.shelf.buffers(batch.memory, objects)
             return batch.shelf.store.put(batch.names, buffers, timeout=self._timeout, queue=queue, tag=tag)
 
         def conclude(tickets: list[Ticket]) -> L2StoreResult:
-            stored: list[tuple[ObjectKey, Shape, Shelf]] = []
+            stored: list[Stored] = []
             written = 0
             for batch, ticket in zip(batches, tickets, strict=True):
-                for at, status in zip(batch.positions, ticket.statuses(), strict=True):
+                parts = zip(batch.positions, batch.names, batch.shapes, ticket.statuses(), strict=True)
+                for at, name, shape, status in parts:
                     if status in (KeyStatus.DONE, KeyStatus.PRESENT):
-                        stored.append((keys[at], shapes[at], batch.shelf))
-                        written += shapes[at].size if status == KeyStatus.DONE else 0
+                        stored.append((keys[at], name, shape, batch.shelf))
+                        written += shape.size if status == KeyStatus.DONE else 0
                     else:
                         self._complaints.note("objects that were not stored", KeyStatus(status).name)
             self._tell_stored(stored)
@@ -148,7 +150,6 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
     def submit_load_task(self, keys: list[ObjectKey], objects: list[Any]) -> int:
         """Starts to load objects into memory of LMCache."""
-        shapes = [_shape_of(obj) for obj in objects]
         entries = self._inventory.entries(keys)
 
         def shelf_of(at: int, shape: Shape) -> Shelf | None:
@@ -156,7 +157,7 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
             # Bytes of another dtype or shape are not what is asked for.
             return self._inventory.shelves.find(shape.size) if entry is not None and entry.shape == shape else None
 
-        batches = self._batches(keys, objects, shapes, shelf_of)
+        batches = self._batches(keys, objects, shelf_of)
 
         def get(batch: _Batch, queue: Queue, tag: int) -> Ticket:
             buffers = batch.shelf.buffers(batch.memory, objects)
@@ -245,7 +246,14 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
         """Cancels what is under way and closes the stores. No memory of LMCache is touched afterwards."""
         if self._open:
             self._open = False
-            self._inventory.close()
+            try:
+                self._inventory.close()
+            except Error as error:
+                self._complaints.note("closings that were not clean", error)
+            # LMCache keeps the adapter for its metrics.
+            self._keeping.clear()
+            for kind in (self._stores, self._lookups, self._loads):
+                kind.close()
 
     # Parts of the above
 
@@ -271,7 +279,7 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
         def conclude(tickets: list[Ticket]) -> None:
             if any(ticket.statuses()[0] == KeyStatus.FAILED for ticket in tickets):
                 self._complaints.note("writes to NVMe that failed")
-            if self._keeping.pop(shelf) == _Keeping.AND_ONCE_MORE and tickets:
+            if self._keeping.pop(shelf, None) == _Keeping.AND_ONCE_MORE and tickets:
                 self._keep(shelf)
 
         self._stores.submit(conclude, start)
@@ -284,20 +292,23 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
             return None
 
     def _batches(
-        self,
-        keys: list[ObjectKey],
-        objects: list[Any],
-        shapes: list[Shape],
-        shelf_of: Callable[[int, Shape], Shelf | None],
+        self, keys: list[ObjectKey], objects: list[Any], shelf_of: Callable[[int, Shape], Shelf | None]
     ) -> list[_Batch]:
         batches: dict[Shelf, _Batch] = {}
-        for at, (key, obj, shape) in enumerate(zip(keys, objects, shapes, strict=True)):
+        for at, (key, obj) in enumerate(zip(keys, objects, strict=True)):
+            try:
+                shape = Shape(obj.get_size(), layout_of(obj))
+                address = address_of(obj)
+            except Exception as error:  # whatever LMCache's class raises: its memory is not of a kind that is known
+                self._complaints.note("objects that are not in host memory", repr(error))
+                continue
             shelf = shelf_of(at, shape)
             if shelf is not None:
                 batch = batches.setdefault(shelf, _Batch(shelf))
                 batch.positions.append(at)
                 batch.names.append(name_of(key, shape))
-                batch.memory.append((obj.data_ptr, shape.size))
+                batch.shapes.append(shape)
+                batch.memory.append((address, shape.size))
         return list(batches.values())
 
     def _submit(
@@ -321,10 +332,10 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
         return kind.submit(conclude, start)
 
-    def _tell_stored(self, stored: list[tuple[ObjectKey, Shape, Shelf]]) -> None:
+    def _tell_stored(self, stored: list[Stored]) -> None:
         if stored:
             more, gone = self._inventory.stored(stored)
-            self._tell(self._notify_keys_stored, [key for key, _, _ in stored], more)
+            self._tell(self._notify_keys_stored, [one[0] for one in stored], more)
             self._tell_gone(gone)
 
     def _tell_gone(self, gone: list[Known]) -> None:
@@ -336,10 +347,6 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
                 notify(keys, *more)
             except Exception as error:  # a listener's, which must not take a result with it
                 self._complaints.note("listeners that failed", repr(error))
-
-
-def _shape_of(obj: Any) -> Shape:  # noqa: ANN401  (a MemoryObj, of whichever version)
-    return Shape(obj.get_size(), layout_of(obj))
 
 
 def _sizes(given: object) -> list[int]:

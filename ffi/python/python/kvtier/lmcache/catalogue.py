@@ -14,6 +14,8 @@ from kvtier.lmcache.naming import Shape
 class Entry:
     """An object that is stored."""
 
+    name: bytes
+    """What it is called in its store."""
     shape: Shape
     charged: int
     """Bytes that it takes: those of a block."""
@@ -40,13 +42,13 @@ class Catalogue:
         """What is known of an object, if it is stored."""
         return self._entries.get(key)
 
-    def add(self, key: ObjectKey, shape: Shape, charged: int) -> Entry | None:
+    def add(self, key: ObjectKey, name: bytes, shape: Shape, charged: int) -> Entry | None:
         """Notes an object, and returns what was there under the same key before."""
         before = self._entries.get(key)
         if before is not None:
             self._by_salt[key.cache_salt] -= before.charged
         number = next(self._numbers) if before is None else before.number
-        self._entries[key] = Entry(shape, charged, number)
+        self._entries[key] = Entry(name, shape, charged, number)
         self._by_salt[key.cache_salt] += charged
         return before
 

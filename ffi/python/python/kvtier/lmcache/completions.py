@@ -34,8 +34,8 @@ class Completions(Generic[R]):
     """Tasks of one kind. For several threads."""
 
     def __init__(self) -> None:
-        self._queue = Queue()
-        # LMCache asks for the descriptor when the adapter is closed, too, in order to forget it.
+        # `None` when it is closed. LMCache may ask for the descriptor then, in order to forget it.
+        self._queue: Queue | None = Queue()
         self.fileno = self._queue.fileno()
         self._lock = threading.Lock()
         self._under_way: dict[int, Task[R]] = {}
@@ -53,7 +53,8 @@ class Completions(Generic[R]):
             self._last += 1
             number = self._last
             self._under_way[number] = task
-        task.tickets.extend(start(self._queue, number))
+        # Once it is closed nothing can be started any more, so that queue is never used.
+        task.tickets.extend(start(self._queue or Queue(), number))
         with self._lock:
             task.submitted = True
             ended = task.ended == len(task.tickets)
@@ -66,7 +67,7 @@ class Completions(Generic[R]):
     def collect(self) -> list[int]:
         """Concludes the tasks that have ended. Returns those that have results."""
         concluded: dict[int, Task[R]] = {}
-        while finished := self._queue.drain():
+        while finished := self._drain():
             with self._lock:
                 for number, _, _ in finished:
                     task = self._under_way.get(number)
@@ -95,7 +96,20 @@ class Completions(Generic[R]):
 
     def signal(self) -> None:
         """Makes the descriptor readable."""
-        os.eventfd_write(self.fileno, 1)
+        with self._lock:
+            # Afterwards the number may be that of somebody else's file.
+            if self._queue is not None:
+                os.eventfd_write(self.fileno, 1)
+
+    def close(self) -> None:
+        """Gives the descriptor back, and everything that tasks hold. The stores are closed: none is under way."""
+        with self._lock:
+            self._queue = None
+            self._under_way.clear()
+
+    def _drain(self) -> list[tuple[int, int, int]]:
+        queue = self._queue
+        return [] if queue is None else queue.drain()
 
     def _conclude(self, tasks: dict[int, Task[R]]) -> list[int]:
         concluded: list[int] = []

@@ -6,9 +6,9 @@ what it says of usage follows the truth, and an object that it does not know is 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvtier import Error, Presence, Removal
 from kvtier.lmcache._compat import ObjectKey
@@ -25,7 +25,9 @@ _CHECKED = 16
 # Objects that are looked up at once when the journal is read.
 _AT_ONCE = 4096
 
-Known = tuple[ObjectKey, Entry]
+Known: TypeAlias = tuple[ObjectKey, Entry]
+Stored: TypeAlias = tuple[ObjectKey, bytes, Shape, Shelf]
+"""An object, what it is called, what it is, and where it is."""
 
 
 class Inventory:
@@ -67,7 +69,7 @@ class Inventory:
         gone: list[Known] = []
         pins: list[Pin] = []
         for shelf, positions in self._by_shelf(entries).items():
-            names = [name_of(keys[at], entry.shape) for at in positions if (entry := entries[at])]
+            names = [entry.name for at in positions if (entry := entries[at])]
             where = self._where(shelf, names)
             found.extend(at for at, there in zip(positions, where, strict=True) if there)
             gone.extend(
@@ -99,20 +101,20 @@ class Inventory:
         with self._lock:
             return [self._catalogue.get(key) for key in keys]
 
-    def stored(self, objects: list[tuple[ObjectKey, Shape, Shelf]]) -> tuple[list[int], list[Known]]:
+    def stored(self, objects: list[Stored]) -> tuple[list[int], list[Known]]:
         """Notes objects that are stored now. Returns the bytes that each takes more than before, and what is gone."""
         more: list[int] = []
-        replaced: list[Known] = []
+        replaced: list[Entry | None] = []
         with self._lock:
-            for key, shape, shelf in objects:
-                before = self._catalogue.add(key, shape, shelf.block)
+            for key, name, shape, shelf in objects:
+                before = self._catalogue.add(key, name, shape, shelf.block)
                 more.append(shelf.block - (before.charged if before else 0))
-                if before is not None and before.shape != shape:
-                    replaced.append((key, before))
+                if before is not None and before.name != name:
+                    replaced.append(before)
             some = self._catalogue.oldest_checked(2 * len(objects) + _CHECKED)
-        for key, before in replaced:
-            self._remove_block(key, before)
-        self._write(["+", *_fields(key), shape.size, shape.layout] for key, shape, _ in objects)
+        for shelf, positions in self._by_shelf(replaced).items():
+            self._remove(shelf, [entry.name for at in positions if (entry := replaced[at])])
+        self._write(["+", *_fields(key), shape.size, shape.layout] for key, _, shape, _ in objects)
         return more, self.check(some)
 
     def check(self, some: list[Known]) -> list[Known]:
@@ -120,7 +122,7 @@ class Inventory:
         entries: list[Entry | None] = [entry for _, entry in some]
         gone: list[Known] = []
         for shelf, positions in self._by_shelf(entries).items():
-            where = self._where(shelf, [name_of(key, entry.shape) for key, entry in (some[at] for at in positions)])
+            where = self._where(shelf, [some[at][1].name for at in positions])
             gone.extend(some[at] for at, there in zip(positions, where, strict=True) if not there)
         if not gone:
             return gone
@@ -132,7 +134,10 @@ class Inventory:
         with self._lock:
             some = [(key, entry) for key in dict.fromkeys(keys) if (entry := self._catalogue.get(key))]
             some = [known for known in some if known[0] not in self._locks]
-        gone = [known for known in some if self._remove_block(*known)]
+        gone: list[Known] = [known for known in some if self.shelves.find(known[1].shape.size) is None]
+        for shelf, positions in self._by_shelf([entry for _, entry in some]).items():
+            removals = self._remove(shelf, [some[at][1].name for at in positions])
+            gone.extend(some[at] for at, done in zip(positions, removals, strict=True) if done != Removal.IN_USE)
         with self._lock:
             gone = [known for known in gone if self._drop(known)]
         self._write(["-", *_fields(key)] for key, _ in gone)
@@ -162,6 +167,7 @@ class Inventory:
         """Ends all locks and closes the stores and the journal."""
         with self._lock:
             self._locks.clear()
+            self._catalogue = Catalogue()
         try:
             self.shelves.close()
         finally:
@@ -170,7 +176,7 @@ class Inventory:
                     self._journal.close()
                     self._journal = None
 
-    def _by_shelf(self, entries: list[Entry | None]) -> dict[Shelf, list[int]]:
+    def _by_shelf(self, entries: Sequence[Entry | None]) -> dict[Shelf, list[int]]:
         by_shelf: dict[Shelf, list[int]] = {}
         for at, entry in enumerate(entries):
             if entry is not None and (shelf := self.shelves.find(entry.shape.size)) is not None:
@@ -189,15 +195,12 @@ class Inventory:
         key, entry = known
         return self._catalogue.get(key) is entry and self._catalogue.remove(key) is not None
 
-    def _remove_block(self, key: ObjectKey, entry: Entry) -> bool:
-        shelf = self.shelves.find(entry.shape.size)
-        if shelf is None:
-            return True
+    def _remove(self, shelf: Shelf, names: list[bytes]) -> bytes:
         try:
-            return shelf.store.remove([name_of(key, entry.shape)])[0] != Removal.IN_USE
+            return shelf.store.remove(names)
         except Error as error:
             self._complaints.note("deletions that kvtier refused", error)
-            return False
+            return bytes([Removal.IN_USE]) * len(names)
 
     # The journal
 
@@ -207,7 +210,8 @@ class Inventory:
         for record in self._journal.read() if self._journal else ():
             match record:
                 case ["+", str(model), int(rank), int(group), str(salt), str(chunk), int(size), str(layout)]:
-                    self._catalogue.add(_key(model, rank, group, salt, chunk), Shape(size, layout), size)
+                    key, shape = _key(model, rank, group, salt, chunk), Shape(size, layout)
+                    self._catalogue.add(key, name_of(key, shape), shape, size)
                 case ["-", str(model), int(rank), int(group), str(salt), str(chunk)]:
                     self._catalogue.remove(_key(model, rank, group, salt, chunk))
                 case ["shelf", int(size), float(share)]:
@@ -227,7 +231,7 @@ class Inventory:
             if shelf is None:
                 self._catalogue.remove(key)
             elif shelf.block != entry.charged and self._catalogue.get(key) is entry:
-                self._catalogue.add(key, entry.shape, shelf.block)
+                self._catalogue.add(key, entry.name, entry.shape, shelf.block)
         self._compact()
 
     def _write(self, records: Iterable[list[Any]]) -> None:

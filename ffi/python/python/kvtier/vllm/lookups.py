@@ -18,6 +18,9 @@ _FRESH = 1.0
 _MOST_AHEAD = 64
 """Requests that are asked about with another one, before their turn."""
 
+_MOST_HELD_AHEAD = 4
+"""If what is found is held for them."""
+
 
 @dataclass(slots=True)
 class _Look:
@@ -62,7 +65,8 @@ class Lookups:
             return []
         self._wanted.pop(request, None)
         asks = [self._begin(request, first, [list(chain) for chain in chains], now)]
-        for other in list(self._wanted)[:_MOST_AHEAD]:
+        ahead = _MOST_HELD_AHEAD if self.holds else _MOST_AHEAD
+        for other in list(self._wanted)[:ahead]:
             asks.append(self._begin(other, 0, self._wanted.pop(other), now))
         return [ask for ask in asks if any(ask.chains)]
 

@@ -1,17 +1,16 @@
 """The tiers of one rank: its stores, and the paged tensors that are registered with them."""
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import kvtier
 from kvtier.options import StoreOptions
-from kvtier.vllm._compat import OffloadKey, get_offload_group_idx, init_logger
-from kvtier.vllm.messages import ABSENT, FETCHED, HOST, Ask, Orders, combine
+from kvtier.vllm._compat import OffloadKey, get_offload_group_idx
+from kvtier.vllm.fetch import Fetch
+from kvtier.vllm.messages import ABSENT, HOST, Ask, Orders, combine
+from kvtier.vllm.now_and_then import now_and_then
 from kvtier.vllm.parts import Part
-
-logger = init_logger(__name__)
 
 _OF_ENGINE: dict[str, "Rank"] = {}
 """The ranks of this process by engine: with one rank, vLLM's scheduler usually is in the same process."""
@@ -26,34 +25,13 @@ class Tier:
     pool: kvtier.Pool
 
 
-@dataclass(slots=True)
-class _Fetch:
-    """Chains that are being brought to host memory."""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What decides which blocks of a KV group a request needs."""
 
-    ask: Ask
-    found: list[bytes]
-    """What is here without fetching, for each chain."""
-    tickets: list[list[kvtier.Ticket]]
-    """For each chain, one per store. None for a chain that is not fetched."""
-
-    def answer(self) -> bytes | None:
-        ends = [[ticket.poll() for ticket in tickets] for tickets in self.tickets]
-        if any(end is None for tickets in ends for end in tickets):
-            return None
-        parts = []
-        for found, tickets in zip(self.found, ends, strict=True):
-            if tickets:
-                prefix = min(end.prefix for end in tickets if end is not None)
-                here = bytes(at or FETCHED for at in found[:prefix])
-                found = here + bytes(len(found) - prefix)
-            parts.append(found)
-        return b"".join(parts)
-
-    def end(self) -> None:
-        for tickets in self.tickets:
-            for ticket in tickets:
-                ticket.cancel()
-                ticket.release()
+    tokens_per_block: int
+    window: int | None
+    """Blocks that are looked back at; none for all."""
 
 
 @dataclass
@@ -63,13 +41,12 @@ class Rank:
     engine: str
     options: StoreOptions
     tiers: list[Tier]
-    windows: frozenset[int]
-    """Groups that look back a limited number of tokens: their keys are no chain of which the head is needed."""
+    groups: Mapping[int, Group]
     epoch: int = 0
     """How often it was cleared."""
     _to_clear: list[Tier] = field(default_factory=list)
     """Stores that could not be cleared yet. Until they are, nothing is served or stored."""
-    _fetches: dict[str, _Fetch] = field(default_factory=dict)
+    _fetches: dict[str, Fetch] = field(default_factory=dict)
     """By request: under way, or done and held for its load."""
     _answers: dict[int, bytes] = field(default_factory=dict)
 
@@ -115,15 +92,19 @@ class Rank:
     def take_answers(self) -> dict[int, bytes]:
         """Answers since the last call, by ask."""
         for fetch in self._fetches.values():
-            if fetch.ask.id >= 0 and (answer := fetch.answer()) is not None:
+            if not fetch.answered and (answer := fetch.answer()) is not None:
                 self._answers[fetch.ask.id] = answer
-                fetch.ask.id = -1
+                fetch.answered = True
         answers, self._answers = self._answers, {}
         return answers
 
     def present(self, keys: Sequence[OffloadKey]) -> bytes:
-        """Where each key is."""
-        return self._found([keys])[0]
+        """Where each key is, of any groups."""
+        chains: dict[int, list[OffloadKey]] = {}
+        for key in keys:
+            chains.setdefault(get_offload_group_idx(key), []).append(key)
+        found = {group: iter(at) for group, at in zip(chains, self._found(list(chains.values())), strict=True)}
+        return bytes(next(found[get_offload_group_idx(key)]) for key in keys)
 
     def release(self, request: str) -> None:
         """Ends what is fetched, or held, for a request."""
@@ -176,7 +157,7 @@ class Rank:
         try:
             yield
         except kvtier.Error as error:
-            _now_and_then(f"kvtier: {what}: {error}")
+            now_and_then(f"kvtier: {what}: {error}")
 
     def _found(self, chains: Sequence[Sequence[OffloadKey]]) -> list[bytes]:
         found: list[bytes | None] = [None] * len(chains)
@@ -196,36 +177,33 @@ class Rank:
                 first += len(here)
                 before = found[at]
                 found[at] = here if before is None else combine(before, here)
-        return [bytes(len(chain)) if at is None else at for at, chain in zip(found, chains, strict=True)]
+        # A pipeline rank may have no layer of a group, and then has all that it needs of it.
+        nothing = [bytes([HOST if group in self.groups else ABSENT]) for group in groups]
+        return [none * len(chain) if at is None else at for at, none, chain in zip(found, nothing, chains, strict=True)]
 
     def _fetch(self, ask: Ask, found: list[bytes]) -> None:
         self.release(ask.request)
-        tickets: list[list[kvtier.Ticket]] = []
-        for at, chain in enumerate(ask.chains):
-            mine: list[kvtier.Ticket] = []
-            tickets.append(mine)
-            group = get_offload_group_idx(chain[0]) if chain else -1
-            if not chain or group in self.windows or found[at] == bytes([HOST]) * len(chain):
-                continue
-            for _, tier in self.of_group(group):
-                try:
-                    mine.append(tier.store.pin(chain, chained=True, timeout=self.options.timeout))
-                except kvtier.Error as error:
-                    _now_and_then(f"kvtier: prefetch: {error}")
-                    # What NVMe has is not weighed then, and not loaded.
-                    found[at] = bytes(place if place == HOST else ABSENT for place in found[at])
-                    for ticket in mine:
-                        ticket.cancel()
-                    mine.clear()
-                    break
-        self._fetches[ask.request] = _Fetch(ask, found, tickets)
+        self._fetches[ask.request] = Fetch(ask, found, self.groups, self._pin)
+
+    def _pin(self, chain: Sequence[OffloadKey]) -> list[kvtier.Ticket]:
+        """One ticket for each store of the chain's group; none if one of them refused."""
+        tickets: list[kvtier.Ticket] = []
+        try:
+            for _, tier in self.of_group(get_offload_group_idx(chain[0])):
+                tickets.append(tier.store.pin(chain, chained=True, timeout=self.options.timeout))
+        except kvtier.Error as error:
+            now_and_then(f"kvtier: prefetch: {error}")
+            for ticket in tickets:
+                ticket.cancel()
+            tickets.clear()
+        return tickets
 
 
 def open_rank(
     engine: str,
     options: StoreOptions,
     parts: Sequence[Part],
-    windows: Iterable[int],
+    groups: Mapping[int, Group],
     streams: Sequence[int],
     open_store: Callable[[int, Part, float], kvtier.Store],
 ) -> Rank:
@@ -245,18 +223,4 @@ def open_rank(
             tier.pool.close()
             tier.store.close()
         raise
-    return Rank(engine, options, tiers, frozenset(windows))
-
-
-_SILENCE = 10.0
-_said: dict[str, float] = {}
-
-
-def _now_and_then(text: str) -> None:
-    """Logs each text at most every ten seconds."""
-    now = time.monotonic()
-    if now - _said.get(text, -_SILENCE) >= _SILENCE:
-        if len(_said) > 100:
-            _said.clear()
-        _said[text] = now
-        logger.warning("%s", text)
+    return Rank(engine, options, tiers, groups)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtier import Store
+from kvtier.errors import Invalid
 from kvtier.options import StoreOptions
 from kvtier.vllm import metrics
 from kvtier.vllm._compat import (
@@ -17,7 +18,7 @@ from kvtier.vllm._compat import (
 from kvtier.vllm.identity import layout
 from kvtier.vllm.manager import KvtierManager
 from kvtier.vllm.parts import Part, parts_of
-from kvtier.vllm.rank import open_rank
+from kvtier.vllm.rank import Group, open_rank
 from kvtier.vllm.worker import KvtierWorker
 
 _OF_VLLM = ("spec_name", "spec_module_path", "offload_prompt_only", "self_describing_kv_events")
@@ -32,7 +33,7 @@ def options_of(extra_config: Mapping[str, Any]) -> StoreOptions:
 class KvtierSpec(OffloadingSpec):
     """Use it by way of `KvtierConnector`: alone, a failed load would end the engine."""
 
-    namespace: Mapping[str, object]
+    namespace: Mapping[str, object] | None = None
     """What the worker's blocks depend on; the connector sets it."""
 
     @classmethod
@@ -53,6 +54,9 @@ class KvtierSpec(OffloadingSpec):
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> KvtierWorker:
         """In each worker's process: opens the tiers."""
+        namespace = self.namespace
+        if namespace is None:
+            raise Invalid('KvtierSpec belongs to the connector: use "kv_connector": "KvtierConnector"')
         groups = self.config.groups
         parts = parts_of(kv_caches, [group.group_id for group in groups])
         tokens = {group.group_id: group.tokens_per_block for group in groups}
@@ -71,7 +75,7 @@ class KvtierSpec(OffloadingSpec):
                 model=self.config.model.name,
                 layout=layout(
                     self.config,
-                    **self.namespace,
+                    **namespace,
                     part=number,
                     groups="/".join(of_groups),
                     page=part.page,
@@ -80,8 +84,8 @@ class KvtierSpec(OffloadingSpec):
                 tokens_per_block=min(per_block) if weighs else None,
             )
 
-        windows = [group.group_id for group in groups if group.sliding_window_size_in_chunks is not None]
-        rank = open_rank(self.config.engine_id, self.options, parts, windows, _streams(parts), open_store)
+        of_rank = {g.group_id: Group(g.tokens_per_block, g.sliding_window_size_in_chunks) for g in groups}
+        rank = open_rank(self.config.engine_id, self.options, parts, of_rank, _streams(parts), open_store)
         return KvtierWorker(rank)
 
 

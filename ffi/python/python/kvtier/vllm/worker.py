@@ -20,6 +20,7 @@ from kvtier.vllm._compat import (
     get_offload_group_idx,
 )
 from kvtier.vllm.messages import LoadSpec, StoreSpec
+from kvtier.vllm.now_and_then import now_and_then
 from kvtier.vllm.rank import Rank, Tier
 
 _DONE, _PRESENT, _TIMED_OUT = kvtier.KeyStatus.DONE, kvtier.KeyStatus.PRESENT, kvtier.KeyStatus.TIMED_OUT
@@ -89,7 +90,10 @@ class KvtierWorker(OffloadingWorker):
         assert isinstance(dst_spec, StoreSpec)
         # What was computed before the tiers were cleared may come from other weights.
         stale = dst_spec.epoch != self.rank.epoch or not self.rank.usable
-        self._submit(_Job(job_id, None, dst_spec.epoch, self._batches(dst_spec.keys, src_spec)), stale)
+        batches = self._batches(dst_spec.keys, src_spec)
+        if batches is None:
+            self._not_stored.update(dst_spec.keys)
+        self._submit(_Job(job_id, None, dst_spec.epoch, batches or []), stale)
         return True
 
     def submit_load(
@@ -97,8 +101,10 @@ class KvtierWorker(OffloadingWorker):
     ) -> bool:
         """Starts to copy blocks in. It always succeeds: what fails is in `take_failed_loads`."""
         assert isinstance(src_spec, LoadSpec)
-        job = _Job(job_id, src_spec.request, self.rank.epoch, self._batches(src_spec.keys, dst_spec))
-        self._submit(job, refused=False)
+        batches = self._batches(src_spec.keys, dst_spec)
+        if batches is None:
+            self._failed.append(FailedLoad(src_spec.request, set(dst_spec.block_ids.tolist()), late=False))
+        self._submit(_Job(job_id, src_spec.request, self.rank.epoch, batches or []), refused=False)
         return True
 
     def get_finished(self) -> list[TransferResult]:
@@ -137,8 +143,14 @@ class KvtierWorker(OffloadingWorker):
         self.rank.close()
         self._jobs.clear()
 
-    def _batches(self, keys: list[OffloadKey], blocks: GPULoadStoreSpec) -> list[_Batch]:
-        """Deals out the keys and their blocks, which are in the same order: one chunk is one block."""
+    def _batches(self, keys: list[OffloadKey], blocks: GPULoadStoreSpec) -> list[_Batch] | None:
+        """Deals out the keys and their blocks, which are in the same order: one chunk is one block.
+
+        None if they do not match, which would be a case of vLLM's that is not known here.
+        """
+        if len(keys) != len(blocks.block_ids):
+            now_and_then(f"kvtier: {len(keys)} keys for {len(blocks.block_ids)} blocks are left alone")
+            return None
         batches = [_Batch(tier) for tier in self.rank.tiers]
         of_group: dict[int, list[_Batch]] = {}
         for key, block in zip(keys, blocks.block_ids.tolist(), strict=True):
