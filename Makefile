@@ -30,7 +30,7 @@ UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
 SGLANG := .tools/sglang-0.5.23
 
-.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel test-sglang lint-python
+.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel sglang test-sglang soak-sglang lint-python
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -72,10 +72,15 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier --mypy-config-file pyproject.toml
 
 # The runtimes that the wheel is tested in are tens of thousands of files: made once, linked from uv's cache.
-test-sglang: $(UV) ## Test the wheel of `test-wheel` in a real SGLang, on the CPU
+sglang: $(UV)
 	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/sglang/install.sh $(SGLANG)
 	$(UV) pip install -q --no-deps --reinstall -p $(SGLANG)/bin/python $(TARGET)/wheel/*.whl
+
+test-sglang: sglang ## Test the wheel of `test-wheel` in a real SGLang, on the CPU
 	$(SGLANG)/bin/python -m pytest -q tests/runtimes/sglang
+
+soak-sglang: sglang ## The same with 10,000 requests, failures and restarts
+	KVTIER_SOAK=1 $(SGLANG)/bin/python -m pytest -q -s tests/runtimes/sglang -k soak
 
 soak: ## Run every test with loops a hundred times longer
 	KVTIER_SOAK=1 cargo test --release --workspace --locked

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import kvtier
 import pytest
@@ -341,13 +342,21 @@ def test_what_was_cleared_is_gone_also_for_the_next_process(tmp_path: Path) -> N
     backend.close()
 
 
-def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path) -> None:
+def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvtier.sglang import scheduler
+    from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
+
+    def updated_weights():
+        """What all updates of SGLang's do."""
+        return SchedulerWeightUpdaterManager._observe_weight_load(SimpleNamespace(metrics_collector=None), "disk")
+
     pool = mha()
     fill(pool, 1)
     backend = attach(options(tmp_path), pool)
     controller = Controller(backend, pool)
     assert controller.save(keys(4), range(4))
-    backend.weights_changed()
+    with updated_weights():
+        pass
     assert backend.batch_exists(keys(4)) == 0
     assert controller.load(keys(4), range(4)) == 0
     fill(pool, 2)
@@ -355,7 +364,13 @@ def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path) -> No
     assert controller.load(keys(4), range(4)) == 4
     backend._pools["kv"].store.flush().wait()
     backend.close()
-    # A process that starts again has the first weights again.
+    # Attached again, it still has the new weights; and a process that starts again has the first ones.
+    want = [content(pool, page) for page in range(4)]
+    backend = attach(options(tmp_path), pool)
+    assert Controller(backend, pool).load(keys(4), range(4)) == 4
+    assert [content(pool, page) for page in range(4)] == want
+    backend.close()
+    monkeypatch.setattr(scheduler, "_epoch", "")
     fill(pool, 1)
     want = [content(pool, page) for page in range(4)]
     backend = attach(options(tmp_path), pool)

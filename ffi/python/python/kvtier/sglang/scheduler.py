@@ -7,6 +7,7 @@
 
 import functools
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,14 +31,25 @@ class Listener(Protocol):
 
 _listeners: "weakref.WeakSet[Listener]" = weakref.WeakSet()
 _wrapped = False
+_epoch = ""
 _last_end = 0.0
 """When the pass before was over, in the clock of `launch_ts`: passes overlap on the host, and not on the GPU."""
 
 
 def listen(listener: Listener) -> None:
     """Tells a listener from now on, for as long as it lives."""
-    global _wrapped
+    watch()
     _listeners.add(listener)
+
+
+def epoch() -> str:
+    """Empty while this process has the weights that it started with; a new text after every update of them."""
+    return _epoch
+
+
+def watch() -> None:
+    """Notices from now on what happens in this process. It is called when a scheduler starts, see `plugin`."""
+    global _wrapped
     if not _wrapped:
         _wrapped = True
         # What every update calls itself: SGLang keeps the updates as bound methods, which it is too late to wrap.
@@ -57,6 +69,8 @@ def _telling_of_weights(observe: _Observed[_P]) -> _Observed[_P]:
                 yield
         finally:
             # Also if the update failed: it may have come half-way.
+            global _epoch
+            _epoch = uuid.uuid4().hex
             for listener in list(_listeners):
                 listener.weights_changed()
 
