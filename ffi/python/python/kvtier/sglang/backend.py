@@ -96,19 +96,18 @@ class KvtierStorage(HiCacheStorage):
             raise
 
     def _open(self, names: Sequence[str]) -> None:
-        pages = {name: pages_of(self._hosts[name], name) for name in names}
-        volumes = {name: _volume(self._hosts[name], pages) for name, pages in pages.items() if pages is not None}
+        addressed = {name: pages_of(self._hosts[name], name) for name in names}
+        pages = {name: found for name, found in addressed.items() if found is not None}
+        volumes = {name: _volume(self._hosts[name], found) for name, found in pages.items()}
         # A pool that comes later has its share on top.
         self._total = self._total or sum(volumes.values())
-        for name, volume in volumes.items():
-            found = pages[name]
-            assert found is not None
+        for name, found in pages.items():
             # Of several pools one alone is of no use.
-            slow = self._slow() if list(volumes) == [_KV] else None
+            slow = self._slow() if list(pages) == [_KV] else None
             options = self._options if slow else dataclasses.replace(self._options, remotes=(), weigh_nvme=False)
             store = options.open(
                 part=f"{self._rank.directory()}/{name}",
-                share=volume / self._total,
+                share=volumes[name] / self._total,
                 block_bytes=found.page_bytes,
                 model=self._model,
                 layout=layout(self._rank, name, self._hosts[name], found.sizes),
@@ -258,7 +257,7 @@ class KvtierStorage(HiCacheStorage):
         """
         try:
             for pool in self._pools.values():
-                pool.store.clear()
+                pool.clear()
         except Error:
             self._salt = uuid.uuid4().hex
             raise

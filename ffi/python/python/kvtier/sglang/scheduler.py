@@ -6,6 +6,7 @@
 """
 
 import functools
+import logging
 import time
 import uuid
 import weakref
@@ -14,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import ParamSpec, Protocol, TypeVar
 
 from kvtier.sglang._compat import ScheduleBatch, Scheduler, WeightUpdater
+
+logger = logging.getLogger("kvtier.sglang")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -79,24 +82,27 @@ def _telling_of_weights(observe: _Observed[_P]) -> _Observed[_P]:
 
 def _telling_of_prefill(process: Callable[..., _R]) -> Callable[..., _R]:
     @functools.wraps(process)
-    def told(scheduler: Scheduler, batch: ScheduleBatch, result: object) -> _R:
+    def told(scheduler: Scheduler, batch: ScheduleBatch, *args: object, **kwargs: object) -> _R:
+        # It waits for the GPU.
+        processed = process(scheduler, batch, *args, **kwargs)
         try:
-            # It waits for the GPU.
-            return process(scheduler, batch, result)
-        finally:
-            _ended(batch)
+            _tell_of_prefill(batch)
+        except Exception:
+            # The scheduler goes on without what could have been learnt.
+            logger.debug("kvtier: a pass of prefill was not understood", exc_info=True)
+        return processed
 
     return told
 
 
-def _ended(batch: ScheduleBatch) -> None:
+def _tell_of_prefill(batch: ScheduleBatch) -> None:
     global _last_end
     start, _last_end = _last_end, time.monotonic()
     if batch.launch_ts is None or not batch.forward_mode.is_extend():
         return
     seconds = _last_end - max(start, batch.launch_ts)
-    tokens = sum(batch.extend_lens or ())
-    for before, new in zip(batch.prefix_lens or (), batch.extend_lens or (), strict=True):
+    tokens = sum(batch.extend_lens)
+    for before, new in zip(batch.prefix_lens, batch.extend_lens, strict=True):
         for listener in list(_listeners):
             # Requests of one pass share its time by their tokens.
             listener.prefilled(before, before + new, seconds * new / tokens)
