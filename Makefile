@@ -23,14 +23,20 @@ MATURIN_VERSION := 1.16.0
 MATURIN := .tools/maturin-$(MATURIN_VERSION)/bin/maturin
 RUFF_VERSION := 0.17.6
 RUFF := .tools/ruff-$(RUFF_VERSION)/bin/ruff
+PYTHON_SOURCES := ffi/python benches/connectors tests/runtimes
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 WHEEL_VENV := $(TARGET)/wheel-venv
 # Installs the runtimes that the connectors are tested in: it links what several environments share.
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
-SGLANG := .tools/sglang-0.5.23
 
-.PHONY: help bench-servers demo test asan bench gpu ffi lint soak kernels kernels-check header header-check mooncake wheel test-wheel sglang test-sglang soak-sglang lint-python
+# The runtimes that the wheel is tested in, as they are installed for a CPU.
+LMCACHE := .tools/lmcache-0.5.6
+SGLANG := .tools/sglang-0.5.23
+VLLM := .tools/vllm-0.33.0
+
+.PHONY: help demo test asan ffi lint lint-python soak kernels kernels-check header header-check mooncake gpu wheel test-wheel
+.PHONY: test-lmcache test-sglang test-vllm soak-lmcache soak-sglang soak-vllm bench bench-servers bench-connectors
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,7 +48,9 @@ demo: ## Show kvtier at work on a generated trace (needs no GPU)
 test: fio cxx redis mooncake ## Run every test, doc tests included
 	cargo test --workspace --locked --no-fail-fast
 	$(MAKE) test-wheel
+	$(MAKE) test-lmcache
 	$(MAKE) test-sglang
+	$(MAKE) test-vllm
 	@if [ "$$(id -u)" = 0 ]; then cargo test -p kvtier-tests --test remote_frozen --locked -- --ignored; \
 	else echo "not root: a file system that hangs was not tested" >&2; fi
 	RUSTFLAGS="--cfg shuttle" cargo test -p kv-tiers --test shuttle --locked --target-dir target/shuttle
@@ -69,17 +77,38 @@ test-wheel: $(MATURIN) ## Build the wheel for tests, install it in a fresh envir
 	$(WHEEL_VENV)/bin/pip install -q --disable-pip-version-check -r ffi/python/requirements-test.txt $(TARGET)/wheel/*.whl
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m pytest -q
 	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy
-	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier --mypy-config-file pyproject.toml
+	cd ffi/python && $(abspath $(WHEEL_VENV))/bin/python -m mypy.stubtest kvtier._kvtier --mypy-config-file pyproject.toml
 
-# The runtimes that the wheel is tested in are tens of thousands of files: made once, linked from uv's cache.
-sglang: $(UV)
-	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/sglang/install.sh $(SGLANG)
-	$(UV) pip install -q --no-deps --reinstall -p $(SGLANG)/bin/python $(TARGET)/wheel/*.whl
+# Each has an environment of its own, linked from uv's cache, and in it the wheel of `test-wheel`.
+define install-runtime
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/$(1)/install.sh $(2)
+	$(UV) pip install -q --no-deps --reinstall --python $(2)/bin/python $(TARGET)/wheel/*.whl
+endef
 
-test-sglang: sglang ## Test the wheel of `test-wheel` in a real SGLang, on the CPU
+test-lmcache: $(UV) ## Test the wheel of `test-wheel` in a real LMCache, and on torch tensors
+	$(call install-runtime,lmcache,$(LMCACHE))
+	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/lmcache
+	$(LMCACHE)/bin/python -m pytest -q tests/runtimes/torch
+
+test-sglang: $(UV) redis ## Test the wheel of `test-wheel` in a real SGLang
+	$(call install-runtime,sglang,$(SGLANG))
 	$(SGLANG)/bin/python -m pytest -q tests/runtimes/sglang
 
-soak-sglang: sglang ## The same with 10,000 requests, failures and restarts
+test-vllm: $(UV) redis ## Test the wheel of `test-wheel` in a real vLLM
+	$(call install-runtime,vllm,$(VLLM))
+	cd tests/runtimes/vllm && $(abspath $(VLLM))/bin/python -m pytest
+
+# Each file in a process of its own: they look at what a process holds.
+soak-vllm: $(UV) redis ## 10,000 requests through each connector of vLLM, with cancels, faults and restarts
+	$(call install-runtime,vllm,$(VLLM))
+	cd tests/runtimes/vllm && for soak in soak_*.py; do $(abspath $(VLLM))/bin/python -m pytest -s $$soak || exit 1; done
+
+soak-lmcache: $(UV) ## 10,000 requests through LMCache's storage manager, with faults, restarts and kills
+	$(call install-runtime,lmcache,$(LMCACHE))
+	KVTIER_SOAK=1 $(LMCACHE)/bin/python -m pytest -q -s tests/runtimes/lmcache/test_soak.py
+
+soak-sglang: $(UV) redis ## 10,000 requests through SGLang's tree and controller, some hundreds through a server
+	$(call install-runtime,sglang,$(SGLANG))
 	KVTIER_SOAK=1 $(SGLANG)/bin/python -m pytest -q -s tests/runtimes/sglang -k soak
 
 soak: ## Run every test with loops a hundred times longer
@@ -112,6 +141,19 @@ bench-servers: redis ## Load or recompute on real Redis and S3 servers, beside a
 	cargo build --release --locked -p kvtier-tests --bins
 	target/release/rule-on-servers
 
+# Each backend in the environment that its runtime's tests run in. LMCache's raw_block is a package of its own.
+RAW_BLOCK := .tools/lmcache-raw-block-0.5.7rc2
+BENCH_DIR ?= $(TARGET)
+
+bench-connectors: wheel fio $(UV) $(RAW_BLOCK) ## Measure kvtier beside the runtimes' own backends on the disk of BENCH_DIR (8 minutes)
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/lmcache/install.sh $(LMCACHE)
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/sglang/install.sh $(SGLANG)
+	UV=$(abspath $(UV)) PYTHON=$(PYTHON) tests/runtimes/vllm/install.sh $(VLLM)
+	rm -rf $(TARGET)/bench-connectors
+	$(UV) pip install -q --no-deps --python $(PYTHON) --target $(TARGET)/bench-connectors dist/wheel/*.whl
+	$(PYTHON) benches/connectors --dir $(BENCH_DIR) --path $(TARGET)/bench-connectors $(RAW_BLOCK) \
+		--lmcache $(LMCACHE) --sglang $(SGLANG) --vllm $(VLLM) --out benches/results
+
 # One file, without debug information, that needs a driver and a C library not older than this machine's. The
 # commit is built in: the other machine has no repository.
 gpu: ## Build dist/gpu for any NVIDIA machine: copy it there and run run.sh (no toolchain, no network)
@@ -119,7 +161,9 @@ gpu: ## Build dist/gpu for any NVIDIA machine: copy it there and run run.sh (no 
 		CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=none \
 		cargo build --release --locked -p kvtier-benches --bin kvtier --target-dir $(GPU_BUILD)
 	mkdir -p dist/gpu
-	cp $(GPU_BUILD)/release/kvtier benches/gpu/run.sh dist/gpu/
+	rm -f dist/gpu/*.whl
+	$(MAKE) wheel
+	cp $(GPU_BUILD)/release/kvtier benches/gpu/run.sh tests/runtimes/torch/test_tensors.py dist/wheel/*.whl dist/gpu/
 	@du -h dist/gpu/kvtier
 
 ffi: ## Build the C ABI and install it into PREFIX (dist/ffi): header, libraries, pkg-config file
@@ -153,9 +197,12 @@ $(UV):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \
 		--target .tools/uv-$(UV_VERSION) uv==$(UV_VERSION)
 
+$(RAW_BLOCK): | $(UV)
+	$(UV) pip install -q --no-deps --python $(PYTHON) --target $@ lmcache-rust-raw-block-io==$(lastword $(subst -, ,$@))
+
 lint-python: $(RUFF) ## Check format and lints of the Python sources
-	$(RUFF) format --check ffi/python tests/runtimes
-	$(RUFF) check ffi/python tests/runtimes
+	$(RUFF) format --check $(PYTHON_SOURCES)
+	$(RUFF) check $(PYTHON_SOURCES)
 
 $(RUFF):
 	$(PYTHON) -m pip install -q --no-deps --disable-pip-version-check --root-user-action=ignore \

@@ -7,7 +7,8 @@
 #   QUICK=1 ./run.sh          a minute
 #
 # Needs an NVIDIA driver (CUDA 12.4 or later) and a C library not older than the build machine's. No toolchain,
-# no network. With python3 and torch the copies of other projects are measured, too.
+# no network. With python3 and torch the copies of other projects are measured, too; with pytest as well, the wheel
+# is tested on torch tensors in the shapes of vLLM, SGLang and LMCache.
 set -eu
 cd "$(dirname "$0")"
 
@@ -37,6 +38,20 @@ if ! ./kvtier gpu check --device "$device" $check_sizes --json >"$stem-check.jso
     exit 1
 fi
 echo "The check passed: $stem-check.json"
+if python3 -c 'import pytest, torch' 2>/dev/null; then
+    site=$(mktemp -d)
+    python3 -m zipfile -e kvtier-*.whl "$site"
+    if ! CUDA_VISIBLE_DEVICES=$device KVTIER_TORCH_DEVICE=cuda PYTHONPATH=$site \
+        python3 -m pytest -q -p no:cacheprovider test_tensors.py >"$stem-torch.txt" 2>&1; then
+        cat "$stem-torch.txt" >&2
+        echo "the wheel failed on torch tensors, see $stem-torch.txt" >&2
+        exit 1
+    fi
+    rm -r "$site"
+    echo "The wheel passed: $stem-torch.txt"
+else
+    echo "no torch or no pytest: the wheel was not tested" >&2
+fi
 # shellcheck disable=SC2086
 ./kvtier gpu bench --device "$device" $bench_sizes --out "$stem"
 echo "Results: $stem.json, $stem.md"

@@ -50,4 +50,4 @@ pub mod tier;
 pub mod units;
 mod verified;
 
-pub use verified::{Mismatch, RecordIdentity, Verified, payload_checksum};
+pub use verified::{Mismatch, PayloadDigest, RecordIdentity, Verified, payload_checksum};

@@ -49,6 +49,36 @@ pub fn payload_checksum(payload: &[u8]) -> u64 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, payload)
 }
 
+/// [`payload_checksum`] of bytes that come in pieces.
+///
+/// ```
+/// let mut digest = kv_core::PayloadDigest::default();
+/// digest.update(b"12345");
+/// digest.update(b"6789");
+/// assert_eq!(digest.finish(), kv_core::payload_checksum(b"123456789"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct PayloadDigest(crc_fast::Digest);
+
+impl Default for PayloadDigest {
+    fn default() -> Self {
+        Self(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme))
+    }
+}
+
+impl PayloadDigest {
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of all of them.
+    #[must_use]
+    pub fn finish(&self) -> u64 {
+        self.0.finalize()
+    }
+}
+
 /// A token for one completed and checked job. Cannot be copied, cloned or built without a check.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an unused token means a verified block that nobody may read"]

@@ -1,6 +1,8 @@
 //! Keys and buffers as runtimes have them.
 
+use kv_core::PayloadDigest;
 use kv_core::key::{BlockKey, KeyChain};
+use kv_tiers::arena::{copy_block, copy_block_summed};
 
 /// Most keys in one batch. A prompt of 16 million tokens in blocks of 16.
 pub const MAX_KEYS: usize = 1 << 20;
@@ -197,7 +199,7 @@ pub(crate) unsafe fn scatter(block: &[u8], runs: &[Run]) {
     for run in runs {
         let (piece, tail) = rest.split_at(run.len.min(rest.len()));
         // SAFETY: the caller answers for the run; a block of the arena is never part of a runtime's buffer.
-        unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), run.start, piece.len()) };
+        unsafe { copy_block(piece.as_ptr(), run.start, piece.len()) };
         rest = tail;
     }
 }
@@ -211,9 +213,25 @@ pub(crate) unsafe fn gather(block: &mut [u8], runs: &[Run]) {
     for run in runs {
         let (piece, tail) = rest.split_at_mut(run.len.min(rest.len()));
         // SAFETY: as in `scatter`.
-        unsafe { std::ptr::copy_nonoverlapping(run.start, piece.as_mut_ptr(), piece.len()) };
+        unsafe { copy_block(run.start, piece.as_mut_ptr(), piece.len()) };
         rest = tail;
     }
+}
+
+/// As [`gather`], and returns the payload's checksum, made on the way.
+///
+/// # Safety
+/// As [`gather`].
+pub(crate) unsafe fn gather_summed(block: &mut [u8], runs: &[Run]) -> u64 {
+    let mut digest = PayloadDigest::default();
+    let mut rest = block;
+    for run in runs {
+        let (piece, tail) = rest.split_at_mut(run.len.min(rest.len()));
+        // SAFETY: as in `scatter`.
+        unsafe { copy_block_summed(run.start, piece.as_mut_ptr(), piece.len(), &mut digest) };
+        rest = tail;
+    }
+    digest.finish()
 }
 
 #[cfg(test)]
@@ -270,5 +288,9 @@ mod tests {
         }
         assert_eq!((a, b), ([0, 1, 2, 3, 4], [5, 6, 7]));
         assert_eq!(back, block[..]);
+        back.fill(0);
+        // SAFETY: as above.
+        let checksum = unsafe { gather_summed(&mut back, &runs) };
+        assert_eq!((&back[..], checksum), (&block[..], kv_core::payload_checksum(&block)));
     }
 }

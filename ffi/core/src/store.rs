@@ -110,6 +110,7 @@ struct Inner {
     life: RwLock<Life>,
     work: WorkQueue,
     counters: Counters,
+    has_log: bool,
     most_in_group: usize,
     pinned: Arc<AtomicUsize>,
     most_pinned: usize,
@@ -199,6 +200,7 @@ impl Store {
             life: RwLock::new(life),
             work: WorkQueue::default(),
             counters: Counters::default(),
+            has_log: config.nvme.is_some(),
             // Two groups for each worker take at most half of the memory.
             most_in_group: (slots as usize / (4 * WORKERS)).clamp(1, MOST_IN_GROUP),
             pinned: Arc::default(),
@@ -580,6 +582,7 @@ impl Inner {
                     engine,
                     namespace: self.namespace(),
                     task: &task,
+                    has_log: self.has_log,
                     most: self.most_in_group,
                     pinned: &self.pinned,
                     most_pinned: self.most_pinned,

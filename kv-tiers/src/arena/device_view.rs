@@ -11,6 +11,8 @@ impl Arena {
     /// The payload of a slot, for copies; `None` if there is no such slot.
     #[must_use]
     pub fn payload_range(&self, slot: SlotId) -> Option<HostSpan> {
+        // The copy may write it.
+        self.forget_checksum(slot);
         (slot.0 < self.slots()).then(|| HostSpan {
             offset: slot.0 as usize * self.slot_bytes() + PAGE,
             len: self.payload_bytes(),

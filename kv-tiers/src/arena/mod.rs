@@ -13,15 +13,20 @@
 mod device_view;
 mod mapping;
 mod numa;
+mod stream;
+mod sum;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kv_core::ids::SlotId;
+use kv_core::payload_checksum;
 use serde::Serialize;
 
 use mapping::Mapping;
 pub use numa::Placement;
+pub use stream::{copy_block, copy_block_summed};
+use sum::Sum;
 
 /// Size and alignment of a header page: the largest logical block of common disks, so that `O_DIRECT` accepts it.
 pub const PAGE: usize = 4096;
@@ -132,6 +137,8 @@ pub struct Arena {
     memory: Mapping,
     /// One flag per slot: an NVMe job is using it.
     claimed: Box<[AtomicBool]>,
+    /// One per slot: the checksum of its payload, if it is known.
+    sums: Box<[Sum]>,
     payload_bytes: usize,
     slot_bytes: usize,
     report: ArenaReport,
@@ -169,7 +176,8 @@ impl Arena {
             tracing::warn!("{warning}");
         }
         let claimed = (0..slots).map(|_| AtomicBool::new(false)).collect();
-        Ok(Arc::new(Self { memory, claimed, payload_bytes, slot_bytes, report }))
+        let sums = (0..slots).map(|_| Sum::default()).collect();
+        Ok(Arc::new(Self { memory, claimed, sums, payload_bytes, slot_bytes, report }))
     }
 
     /// Number of slots.
@@ -223,8 +231,24 @@ impl Arena {
     #[must_use]
     #[allow(clippy::mut_from_ref)] // the slots are disjoint and the caller owns this one
     pub unsafe fn payload_mut(&self, slot: SlotId) -> &mut [u8] {
+        self.forget_checksum(slot);
         // SAFETY: the slot exists (caller), so these bytes are mapped and initialised; nobody else uses them (caller).
         unsafe { std::slice::from_raw_parts_mut(self.start_of(slot).add(PAGE), self.payload_bytes) }
+    }
+
+    /// Notes the [`payload_checksum`](kv_core::payload_checksum) of a payload, so that writing it to NVMe need not read it
+    /// for that. Good until the payload is written again. A wrong one makes the block a miss once it is read back.
+    pub(crate) fn note_checksum(&self, slot: SlotId, checksum: u64) {
+        if let Some(sum) = self.sums.get(slot.0 as usize) {
+            sum.note(checksum);
+        }
+    }
+
+    /// Whoever writes a payload does this first.
+    fn forget_checksum(&self, slot: SlotId) {
+        if let Some(sum) = self.sums.get(slot.0 as usize) {
+            sum.forget();
+        }
     }
 
     /// Reserves a slot for one NVMe job; `None` if there is no such slot or another job has it.
@@ -284,6 +308,17 @@ impl Claim {
         // SAFETY: the slot exists; its header is ours, and its payload is not written while a job is in flight
         // (contract of `payload_mut`), except by that job's own transfer, which `&self` excludes.
         unsafe { std::slice::from_raw_parts(self.arena.start_of(self.slot), self.arena.slot_bytes) }
+    }
+
+    /// The checksum of the payload, made if nobody has noted it.
+    pub(crate) fn checksum(&self) -> u64 {
+        let noted = self.arena.sums.get(self.slot.0 as usize).and_then(Sum::noted);
+        noted.unwrap_or_else(|| payload_checksum(self.payload()))
+    }
+
+    /// A `Read` job is going to fill the slot.
+    pub(crate) fn begin_read(&self) {
+        self.arena.forget_checksum(self.slot);
     }
 
     /// The same, for a `Read` job to fill.
@@ -346,6 +381,30 @@ mod tests {
         assert!(arena.claim(SlotId(2)).is_none());
         drop(first);
         assert!(arena.claim(SlotId(0)).is_some());
+    }
+
+    #[test]
+    fn a_checksum_is_noted_until_the_payload_may_have_changed() {
+        let arena = Arena::new(ArenaConfig::new(2, 5000)).unwrap();
+        let slot = SlotId(1);
+        // SAFETY: nobody else knows this arena.
+        unsafe { arena.payload_mut(slot) }.fill(7);
+        let made = payload_checksum(&[7; 5000]);
+        let sum = || arena.claim(slot).unwrap().checksum();
+        assert_eq!(sum(), made);
+        arena.note_checksum(slot, 99);
+        assert_eq!(sum(), 99, "not made again");
+        assert_eq!(arena.claim(SlotId(0)).unwrap().checksum(), payload_checksum(&[0; 5000]));
+        // SAFETY: as above.
+        let fill = || assert!(unsafe { arena.payload_mut(slot) }.iter().all(|&b| b == 7));
+        let copy = || assert!(arena.payload_range(slot).is_some());
+        let read = || arena.claim(slot).unwrap().begin_read();
+        for change in [&fill as &dyn Fn(), &copy, &read] {
+            arena.note_checksum(slot, 99);
+            change();
+            assert_eq!(sum(), made);
+        }
+        arena.note_checksum(SlotId(2), 1);
     }
 
     #[test]

@@ -105,6 +105,19 @@ impl Lease {
         Ok(unsafe { self.shared.arena.payload_mut(slot) })
     }
 
+    /// Notes the [`payload_checksum`](kv_core::payload_checksum) of what was written to a block since
+    /// [`Lease::host_block_mut`], made on the way: the block then goes to NVMe without being read for it. A wrong checksum
+    /// makes the block a miss when it comes back.
+    ///
+    /// # Errors
+    /// As [`Lease::host_block_mut`].
+    pub fn note_checksum(&mut self, index: u32, checksum: u64) -> Result<(), EngineError> {
+        let range = self.poll().map_or(0..0, |r| r.ready..r.granted);
+        let slot = self.host_slot(index, range, "written")?;
+        self.shared.arena.note_checksum(slot, checksum);
+        Ok(())
+    }
+
     fn host_slot(&self, index: u32, range: Range<u32>, verb: &'static str) -> Result<SlotId, EngineError> {
         if self.shared.top != Tier::Host {
             return Err(EngineError::NotInHostMemory);

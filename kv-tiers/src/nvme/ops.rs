@@ -16,7 +16,7 @@ use std::io;
 use kv_core::ids::{JobId, SegmentId};
 use kv_core::job::{Job, Op, Place, TransferError};
 use kv_core::units::Generation;
-use kv_core::{Mismatch, RecordIdentity, Verified, payload_checksum};
+use kv_core::{Mismatch, RecordIdentity, Verified};
 
 use super::error::transfer_error;
 use super::format::{Footer, FooterEntry, RecordHeader, SegmentHeader};
@@ -100,7 +100,7 @@ impl Task {
                 }
                 let mut slot = claim(host)?;
                 segments.begin_write(place)?;
-                let payload_checksum = payload_checksum(slot.payload());
+                let payload_checksum = slot.checksum();
                 let payload_bytes = geometry.payload_bytes as u64;
                 RecordHeader { log, place, meta: record, payload_bytes, payload_checksum }
                     .encode(slot.header_mut());
@@ -108,7 +108,9 @@ impl Task {
             }
             Op::Read { place, host, expect } => {
                 segments.readable(place)?;
-                Work::Read { place, expect, slot: claim(host)? }
+                let slot = claim(host)?;
+                slot.begin_read();
+                Work::Read { place, expect, slot }
             }
             Op::OpenSegment { segment, generation } => {
                 segments.begin_open(segment, generation)?;

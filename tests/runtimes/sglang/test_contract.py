@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import kvtier
 import pytest
-import torch
 from damage import flip
 from host_pools import (
     MHA_LAYOUTS,
@@ -28,6 +27,8 @@ from host_pools import (
 )
 from kvtier.sglang import KvtierStorage
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
+
+import torch
 
 POOLS = [(mha, layout) for layout in MHA_LAYOUTS] + [(mla, layout) for layout in MLA_LAYOUTS]
 
@@ -345,10 +346,14 @@ def test_what_was_cleared_is_gone_also_for_the_next_process(tmp_path: Path) -> N
 def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kvtier.sglang import scheduler
     from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
     def updated_weights():
         """What all updates of SGLang's do."""
         return SchedulerWeightUpdaterManager._observe_weight_load(SimpleNamespace(metrics_collector=None), "disk")
+
+    def flush():
+        UnifiedRadixCache.reset(SimpleNamespace(linker=None, _reset_full=lambda: None))
 
     pool = mha()
     fill(pool, 1)
@@ -357,6 +362,16 @@ def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path, monke
     assert controller.save(keys(4), range(4))
     with updated_weights():
         pass
+    assert backend.batch_exists(keys(4)) == 0
+    # What SGLang had computed before and stores now is of the old weights, until it forgets it.
+    assert controller.save(keys(4), range(4))
+    flush()
+    assert backend.batch_exists(keys(4)) == 0
+    assert controller.save(keys(4), range(4))
+    flush()
+    assert backend.batch_exists(keys(4)) == 4
+    with updated_weights():
+        flush()
     assert backend.batch_exists(keys(4)) == 0
     assert controller.load(keys(4), range(4)) == 0
     fill(pool, 2)
@@ -369,6 +384,8 @@ def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path, monke
     backend = attach(options(tmp_path), pool)
     assert Controller(backend, pool).load(keys(4), range(4)) == 4
     assert [content(pool, page) for page in range(4)] == want
+    flush()
+    assert backend.batch_exists(keys(4)) == 4
     backend.close()
     monkeypatch.setattr(scheduler, "_epoch", "")
     fill(pool, 1)

@@ -1,9 +1,13 @@
-"""kvtier in SGLang: `KvtierStorage` is a storage backend of HiCache.
+"""kvtier in SGLang: `KvtierStorage` is a storage backend of HiCache, `KvtierLinker` takes the place of HiCache.
 
 ```
 --enable-hierarchical-cache --hicache-storage-backend dynamic --hicache-storage-backend-extra-config
 '{"backend_name":"kvtier","module_path":"kvtier.sglang","class_name":"KvtierStorage","interface_v1":1,
   "host":"8GiB","path":"/mnt/nvme/kv","nvme":"1TiB"}'
+
+--enable-unified-cache-external-linker --unified-cache-external-linker-backend dynamic
+--unified-cache-external-linker-config '{"linker":"KvtierLinker","linker_module_path":"kvtier.sglang",
+  "linker_extra_config":{"host":"8GiB","path":"/mnt/nvme/kv","nvme":"1TiB"}}'
 ```
 """
 
@@ -12,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvtier.sglang.backend import KvtierStorage
+    from kvtier.sglang.linker import KvtierLinker
 
-__all__ = ["KvtierStorage", "plugin"]
+__all__ = ["KvtierLinker", "KvtierStorage", "plugin"]
 
 
 def plugin() -> None:
@@ -34,4 +39,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         from kvtier.sglang.backend import KvtierStorage
 
         return KvtierStorage
+    if name == "KvtierLinker":
+        from kvtier.sglang.linker import KvtierLinker
+
+        return KvtierLinker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

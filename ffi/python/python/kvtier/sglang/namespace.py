@@ -70,6 +70,25 @@ def weights() -> str:
     return describe(path=setting("model_path"), revision=setting("revision"))
 
 
+def _numerics() -> dict[str, object]:
+    return {f"server_{flag}": setting(flag) for flag in _NUMERICS + _DRAFT}
+
+
+def device_layout(rank: Rank, name: str, geometry: str, page_size: int) -> str:
+    """All that the bytes of a device pool's page depend on, besides model and weights."""
+    return describe(
+        runtime="sglang-device/1",
+        pool=name,
+        geometry=geometry,
+        page_size=page_size,
+        tp="any" if rank.replicated and name in _REPLICATED else rank.tp,
+        pp=rank.pp,
+        cp=rank.cp,
+        hip=HIP,
+        **_numerics(),
+    )
+
+
 def layout(rank: Rank, name: str, pool: HostPool, sizes: tuple[int, ...]) -> str:
     """All that the bytes of a host pool's page depend on, besides model and weights.
 
@@ -86,5 +105,5 @@ def layout(rank: Rank, name: str, pool: HostPool, sizes: tuple[int, ...]) -> str
         cp=rank.cp,
         hip=HIP,
         **{field: getattr(pool, field, None) for field in geometry},
-        **{f"server_{flag}": setting(flag) for flag in _NUMERICS + _DRAFT},
+        **_numerics(),
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import ParamSpec, Protocol, TypeVar
 
-from kvtier.sglang._compat import ScheduleBatch, Scheduler, WeightUpdater
+from kvtier.sglang._compat import RadixCache, ScheduleBatch, Scheduler, WeightUpdater
 
 logger = logging.getLogger("kvtier.sglang")
 
@@ -35,6 +35,9 @@ class Listener(Protocol):
 _listeners: "weakref.WeakSet[Listener]" = weakref.WeakSet()
 _wrapped = False
 _epoch = ""
+_flushes = 0
+_unflushed = False
+"""Whether SGLang's own cache still has pages of the weights before, which it may store as if they were new."""
 _last_end = 0.0
 """When the pass before was over, in the clock of `launch_ts`: passes overlap on the host, and not on the GPU."""
 
@@ -46,7 +49,10 @@ def listen(listener: Listener) -> None:
 
 
 def epoch() -> str:
-    """Empty while this process has the weights that it started with; a new text after every update of them."""
+    """Empty while this process has the weights that it started with; a new text after every update of them.
+
+    And another after the flush that follows, if SGLang did not flush its own cache with the update.
+    """
     return _epoch
 
 
@@ -55,6 +61,7 @@ def watch() -> None:
     global _wrapped
     if not _wrapped:
         _wrapped = True
+        RadixCache.reset = _telling_of_flushes(RadixCache.reset)
         # What every update calls itself: SGLang keeps the updates as bound methods, which it is too late to wrap.
         WeightUpdater._observe_weight_load = _telling_of_weights(WeightUpdater._observe_weight_load)
         Scheduler.process_batch_result = _telling_of_prefill(Scheduler.process_batch_result)
@@ -67,17 +74,38 @@ def _telling_of_weights(observe: _Observed[_P]) -> _Observed[_P]:
     @functools.wraps(observe)
     @contextmanager
     def told(*args: _P.args, **kwargs: _P.kwargs) -> Iterator[None]:
+        global _unflushed
+        flushes = _flushes
         try:
             with observe(*args, **kwargs):
                 yield
         finally:
             # Also if the update failed: it may have come half-way.
-            global _epoch
-            _epoch = uuid.uuid4().hex
-            for listener in list(_listeners):
-                listener.weights_changed()
+            _unflushed = flushes == _flushes
+            _begin_epoch()
 
     return told
+
+
+def _telling_of_flushes(reset: Callable[_P, _R]) -> Callable[_P, _R]:
+    @functools.wraps(reset)
+    def told(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        global _flushes, _unflushed
+        done = reset(*args, **kwargs)
+        _flushes += 1
+        if _unflushed:
+            _unflushed = False
+            _begin_epoch()
+        return done
+
+    return told
+
+
+def _begin_epoch() -> None:
+    global _epoch
+    _epoch = uuid.uuid4().hex
+    for listener in list(_listeners):
+        listener.weights_changed()
 
 
 def _telling_of_prefill(process: Callable[..., _R]) -> Callable[..., _R]:

@@ -1,0 +1,141 @@
+"""Ten thousand requests through `KvtierConnector`, with cancels, resets, refusals, damaged files and restarts.
+
+Not collected by default: `python -m pytest soak_connector.py -s`. `KVTIER_SOAK_REQUESTS` is another number of requests.
+"""
+
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kvtier
+from kvtier.vllm.rank import Rank
+from vllm import SamplingParams
+
+from engine import Engine
+from models import prompt
+from test_connector import connector, flip, segments
+
+REQUESTS = int(os.environ.get("KVTIER_SOAK_REQUESTS", "10000"))
+PHASES = 5
+PROMPTS = [prompt(40 + 17 * (each % 11), of=each) for each in range(150)]
+GREEDY = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+UNDER_WAY = 24
+
+
+class Moody:
+    """A pool that now and then refuses work, as one that has too much of it."""
+
+    def __init__(self, pool: kvtier.Pool, mood: random.Random) -> None:
+        self._pool, self._mood = pool, mood
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("offload", "onboard") and self._mood.random() < 0.03:
+            return self._refuse
+        return getattr(self._pool, name)
+
+    def _refuse(self, *_: object, **__: object) -> kvtier.Ticket:
+        raise kvtier.Busy("refused by the soak")
+
+
+def usage() -> dict[str, int]:
+    """Of this process."""
+    status = Path("/proc/self/status").read_text()
+    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return {
+        "rss_mib": int(resident.split()[1]) >> 10,
+        "threads": threading.active_count(),
+        "native_threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+
+
+def of_kvtier() -> int:
+    """Threads of kvtier's own."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sum((task / "comm").read_text().startswith(("kvtier", "kv-")) for task in tasks)
+
+
+def serve(engine: Engine, requests: int, expected: list[list[int]], mood: random.Random, path: Path) -> dict[str, int]:
+    """Serves requests and compares the tokens of all that were not cancelled."""
+    core = engine.llm.llm_engine
+    under_way: dict[str, int] = {}
+    seen = {"served": 0, "cancelled": 0, "resets": 0, "clears": 0, "damaged": 0}
+    number = 0
+    while number < requests or under_way:
+        while number < requests and len(under_way) < UNDER_WAY:
+            which = min(int(mood.expovariate(0.02)), len(PROMPTS) - 1)
+            name = f"{mood.random()}-{number}"
+            core.add_request(name, {"prompt_token_ids": PROMPTS[which]}, GREEDY)
+            under_way[name] = which
+            number += 1
+        for output in core.step():
+            if output.finished and output.request_id in under_way:
+                which = under_way.pop(output.request_id)
+                assert list(output.outputs[0].token_ids) == expected[which], "a wrong byte"
+                seen["served"] += 1
+        if mood.random() < 0.05 and under_way:
+            name = mood.choice(list(under_way))
+            core.abort_request([name])
+            under_way.pop(name)
+            seen["cancelled"] += 1
+        if mood.random() < 0.02:
+            seen["resets"] += core.reset_prefix_cache()
+        if mood.random() < 0.002:
+            core.reset_prefix_cache(reset_running_requests=False, reset_connector=True)
+            seen["clears"] += 1
+        if mood.random() < 0.005:
+            flip(mood.choice(list(segments(path))))
+            seen["damaged"] += 1
+    return seen
+
+
+def test_nothing_leaks_and_no_byte_is_wrong(model_of: Callable[[str], Path], tmp_path: Path) -> None:
+    mood = random.Random(7)
+    with Engine("gqa", model_of("gqa")) as engine:
+        expected = [engine.generate([each], tokens=2).tokens[0] for each in PROMPTS]
+    print("\nbefore", usage())
+    after: list[dict[str, int]] = []
+    for phase in range(PHASES):
+        transfer = connector(tmp_path, host="6MiB", nvme="64MiB", timeout=5.0, keep_at_exit=phase % 2 == 0)
+        with Engine("gqa", model_of("gqa"), transfer=transfer, kv_bytes=6 << 20, max_num_seqs=8) as engine:
+            from kvtier.vllm import rank as ranks
+
+            (rank,) = ranks._OF_ENGINE.values()
+            for tier in rank.tiers:
+                tier.pool = Moody(tier.pool, mood)  # type: ignore[assignment]
+            seen = serve(engine, REQUESTS // PHASES, expected, mood, tmp_path)
+            scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
+            worker_jobs = settle(engine, rank, scheduler)
+            counts = {name: value for name, value in engine.metrics().items() if "kvtier" in name}
+            pool = scheduler.kv_cache_manager.block_pool
+            assert worker_jobs == 0
+            assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "blocks of the KV cache leaked"
+            during = usage()
+        assert of_kvtier() == 0
+        assert not ranks._OF_ENGINE
+        after.append(usage())
+        print(phase, seen, {name.removeprefix("vllm:kvtier_"): int(value) for name, value in counts.items()})
+        print("  during", during, "after", after[-1])
+    assert after[-1]["descriptors"] <= after[1]["descriptors"]
+    assert after[-1]["threads"] <= after[1]["threads"]
+
+
+def settle(engine: Engine, rank: Rank, scheduler: Any) -> int:
+    """Waits for the last stores. Returns what is still held then, which should be nothing."""
+    manager = scheduler.connector.connector_scheduler.manager
+    worker = rank.tiers
+    engine.step_until(lambda: all(tier.store.stats()["under_way"] == 0 for tier in worker))
+    engine.step_until(lambda: not scheduler.connector.connector_scheduler._jobs)
+    return (
+        len(rank._fetches)
+        + len(rank._answers)
+        + len(manager._requests)
+        + len(manager._failed)
+        + len(manager._lookups._looks)
+        + len(manager._lookups._by_id)
+        + len(manager._lookups._wanted)
+        + len(scheduler.connector.connector_scheduler._req_status)
+    )

@@ -1,0 +1,202 @@
+"""Many requests with cancels, resets, faults and restarts: no wrong token, and nothing is left behind.
+
+Not collected by default: `python -m pytest soak_tier.py -s`. `KVTIER_SOAK_REQUESTS` is another number of requests.
+"""
+
+import gc
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvtier import Busy
+from vllm import SamplingParams
+
+from engine import Engine
+from models import prompt
+from test_tier import Hangs, manager_of, tier_of, transfer
+
+REQUESTS = int(os.environ.get("KVTIER_SOAK_REQUESTS", "10000"))
+LIVES = 5
+"""Times that an engine is started on the same directory."""
+AT_ONCE = 6
+ANSWER = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=2)
+TIE = 1e-3
+"""Logits that are nearer than that may change places with the size of the batch."""
+
+
+def some_prompt(random: random.Random) -> tuple[int, ...]:
+    """A long beginning that others have too, and an end that few have."""
+    begin = random.randrange(40)
+    return (*prompt(96 + 64 * (begin % 4), of=begin), *prompt(random.choice([5, 20, 50]), of=100))
+
+
+class Oracle:
+    """What each prompt was answered first, and how sure the model was of it."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[int, ...], list[tuple[int, float]]] = {}
+        self.compared = 0
+
+    def check(self, asked: tuple[int, ...], output: Any) -> None:
+        answer = []
+        for token, chances in zip(output.token_ids, output.logprobs, strict=True):
+            best = sorted((chance.logprob for chance in chances.values()), reverse=True)
+            answer.append((token, best[0] - best[1]))
+        expected = self._answers.setdefault(asked, answer)
+        self.compared += expected is not answer
+        for (token, _), (right, lead) in zip(answer, expected, strict=True):
+            if token != right:
+                assert lead < TIE, f"{answer} instead of {expected} for a prompt of {len(asked)} tokens"
+                return
+
+
+class Faults:
+    """Does one bad thing to the tier of an engine, now and then."""
+
+    def __init__(self, directory: Path, random: random.Random) -> None:
+        self._directory, self._random = directory, random
+        self.done: dict[str, int] = {}
+
+    def maybe(self, engine: Engine) -> None:
+        """In one of ten steps."""
+        if self._random.random() < 0.1:
+            fault = self._random.choice([self._flip, self._remove, self._busy, self._hang, self._heal, self._heal])
+            fault(tier_of(engine))
+            name = fault.__name__.removeprefix("_")
+            self.done[name] = self.done.get(name, 0) + 1
+
+    def _flip(self, _: Any) -> None:
+        files = [file for file in self._directory.rglob("*") if file.is_file() and file.stat().st_size > 1 << 20]
+        if not files:
+            return
+        with self._random.choice(files).open("r+b") as file:
+            place = self._random.randrange(file.seek(0, os.SEEK_END))
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 1 << self._random.randrange(8)]))
+
+    def _remove(self, tier: Any) -> None:
+        keys = [key for job in tier._jobs._jobs.values() for key in job.keys]
+        if keys:
+            tier._store.remove(keys)
+
+    def _busy(self, tier: Any) -> None:
+        tier._jobs._store = Refuses(tier._store)
+
+    def _hang(self, tier: Any) -> None:
+        tier._jobs._store = Hangs(tier._store)
+
+    def _heal(self, tier: Any) -> None:
+        tier._jobs._store = tier._store
+        tier._paused_until = 0.0
+
+
+class Refuses:
+    """A store that has too much under way."""
+
+    def __init__(self, store: Any) -> None:
+        self.__dict__["_store"] = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get(self, *_: Any, **__: Any) -> Any:
+        raise Busy("1024 operations are under way")
+
+    put = get
+
+
+def held() -> dict[str, int]:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "threads": len(list(Path("/proc/self/task").iterdir())),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "shared": len(list(Path("/dev/shm").glob("vllm_offload_*"))),
+        "mebibytes": pages * os.sysconf("SC_PAGE_SIZE") >> 20,
+    }
+
+
+@contextmanager
+def serving(model: Path, directory: Path) -> Iterator[Engine]:
+    """A KV cache for 6 requests, a CPU tier for a few more, and kvtier."""
+    options = transfer(path=str(directory), nvme="512MiB", host="6MiB", timeout=0.5, keep_at_exit=True)
+    options["kv_connector_extra_config"]["cpu_bytes_to_use"] = 4 << 20
+    with Engine("gqa", model, transfer=options, kv_bytes=8 << 20) as engine:
+        yield engine
+
+
+def life(engine: Engine, requests: int, oracle: Oracle, faults: Faults, random: random.Random) -> int:
+    """Serves so many requests, and returns how many of them were cancelled."""
+    engines, asked, cancelled, sent = engine.llm.llm_engine, {}, 0, 0
+    while sent < requests or asked:
+        while sent < requests and len(asked) < AT_ONCE:
+            sent += 1
+            name, asked_for = f"{requests}-{random.random()}", some_prompt(random)
+            salt = {"cache_salt": random.choice(["a", "b"])} if random.random() < 0.3 else {}
+            engines.add_request(name, {"prompt_token_ids": list(asked_for), **salt}, ANSWER)
+            asked[name] = asked_for
+        for output in engines.step():
+            if output.finished and (asked_for := asked.pop(output.request_id, None)) is not None:
+                oracle.check(asked_for, output.outputs[0])
+        faults.maybe(engine)
+        if asked and random.random() < 0.02:
+            name = random.choice(list(asked))
+            engines.abort_request([name])
+            del asked[name]
+            cancelled += 1
+        if not asked and random.random() < 0.2:
+            engine.forget(connector=random.random() < 0.5)
+    return cancelled
+
+
+def quiet(engine: Engine, faults: Faults) -> tuple[int, int]:
+    """Waits for what is under way; nothing may be held then. Blocks that were loaded, and that were not."""
+    tier = tier_of(engine)
+    faults._heal(tier)
+    engine.step_until(lambda: not tier.has_pending_work())
+    stats = tier._store.stats()
+    assert stats["under_way"] == 0
+    # Nothing is kept of requests that vLLM has forgotten.
+    assert tier._failed.keys() == manager_of(engine)._req_state.keys()
+    # No pin is left: all of the memory can be used.
+    filler = [b"filler %d" % number for number in range(stats["host_slots"])]
+    page = bytes(tier.block_size_bytes)
+    for first in range(0, len(filler), 16):
+        keys = filler[first : first + 16]
+        assert tier._store.put(keys, page * len(keys)).wait().done == len(keys)
+    return tier._counts.blocks_loaded, tier._counts.blocks_not_loaded
+
+
+def test_soak(model_of: Callable[[str], Path], tmp_path: Path) -> None:
+    chance, oracle = random.Random(7), Oracle()
+    faults = Faults(tmp_path, chance)
+    cancelled, loaded, missed, half, after = 0, 0, 0, [], []
+    for _ in range(LIVES):
+        with serving(model_of("gqa"), tmp_path) as engine:
+            cancelled += life(engine, REQUESTS // LIVES // 2, oracle, faults, chance)
+            half.append(held())
+            cancelled += life(engine, REQUESTS // LIVES // 2, oracle, faults, chance)
+            whole = held()
+            assert whole["threads"] <= half[-1]["threads"]
+            assert whole["descriptors"] <= half[-1]["descriptors"]
+            half[-1]["mebibytes"] = whole["mebibytes"] - half[-1]["mebibytes"]
+            good, bad = quiet(engine, faults)
+            loaded, missed = loaded + good, missed + bad
+        after.append(held())
+        print(f"\n{len(after) * REQUESTS // LIVES} requests: {after[-1]}", flush=True)
+    print(f"\n{REQUESTS} requests, {oracle.compared} compared, {cancelled} cancelled, faults {faults.done}")
+    print(f"{loaded} blocks loaded, {missed} found and not loaded; after each life: {after}")
+    print(f"mebibytes in the second half of each life: {[each['mebibytes'] for each in half]}")
+    assert oracle.compared > REQUESTS // 10
+    assert loaded > 0
+    assert [each["shared"] for each in after] == [after[0]["shared"]] * LIVES
+    # The first life is that in which Python and vLLM take what they keep.
+    assert after[-1]["threads"] <= after[1]["threads"]
+    assert after[-1]["descriptors"] <= after[1]["descriptors"]
+    # vLLM keeps some tens of mebibytes of every engine that was in the process; requests keep nothing.
+    assert min(each["mebibytes"] for each in half[1:]) <= 4
