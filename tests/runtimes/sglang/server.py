@@ -18,6 +18,8 @@ from pathlib import Path
 from weights import llama
 
 HERE = Path(__file__).parent
+MODEL = HERE / "models" / "llama"
+"""The configuration of the model. Its weights are made by `weights`."""
 PAGE = 64
 """Tokens of a page."""
 DEVICE_TOKENS = 4096
