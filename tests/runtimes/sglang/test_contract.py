@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from host_pools import (
     slots,
 )
 from kvtier.sglang import KvtierStorage
+from redis_server import redis
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
 
 import torch
@@ -396,39 +398,50 @@ def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path, monke
     backend.close()
 
 
-def test_pages_of_another_server_come_from_a_remote_store(tmp_path: Path) -> None:
+def test_pages_of_another_server_come_from_a_remote_store_until_it_hangs(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(32))
-    (tmp_path / "shared").mkdir()
-    remote = {"remotes": [f"file://{tmp_path / 'shared'}"], "secret_file": str(tmp_path / "secret")}
     pool = mha()
     fill(pool, 1)
     want = [content(pool, page) for page in range(16)]
-    first = attach(options(host="64MiB", **remote), pool)
-    prompts = [keys(16, seed) for seed in range(50)]
-    for names in prompts:
-        assert Controller(first, pool).save(names, range(16))
-        # They are written behind it, and left out if there are too many.
-        time.sleep(0.05)
-    first.close()
+    prompts = [keys(16, seed) for seed in range(60)]
+    with redis(tmp_path) as (server, url):
+        remote = {"remotes": [url], "secret_file": str(tmp_path / "secret"), "host": "64MiB"}
+        first = attach(options(**remote), pool)
+        for names in prompts:
+            assert Controller(first, pool).save(names, range(16))
+            # They are written behind it, and left out if there are too many.
+            time.sleep(0.05)
+        first.close()
 
-    fill(pool, 2)
-    second = attach(options(host="64MiB", **remote), pool)
-    controller = Controller(second, pool)
-    hits = 0
-    for names in itertools.islice(itertools.cycle(prompts), 2000):
-        found = second.batch_exists(names)
-        assert controller.load(names[:found], range(found)) == found
-        assert [content(pool, page) for page in range(found)] == want[:found]
-        hits += found
-        if hits > 50:
-            break
-        # What recomputing would take: it makes the store worth its while. Until it was measured it is not used.
-        second.prefilled(0, 16 * PAGE, 1.0)
-        time.sleep(0.02)
-    assert hits > 50
-    assert second.stats()["kv"]["loads_admitted"] > 0
-    assert not len(second._anchor._pins)
-    second.close()
+        fill(pool, 2)
+        second = attach(options(**remote), pool)
+
+        def ask(names: list[str]) -> int:
+            found = second.batch_exists(names)
+            assert Controller(second, pool).load(names[:found], range(found)) == found
+            assert [content(pool, page) for page in range(found)] == want[:found]
+            # What recomputing would take: it makes the store worth its while. Until it was measured it is not used.
+            second.prefilled(0, 16 * PAGE, 1.0)
+            return found
+
+        hits = 0
+        for names in itertools.islice(itertools.cycle(prompts[:50]), 2000):
+            hits += ask(names)
+            if hits > 50:
+                break
+            time.sleep(0.02)
+        assert hits > 50
+        assert second.stats()["kv"]["loads_admitted"] > 0
+        assert not len(second._anchor._pins)
+
+        server.send_signal(signal.SIGSTOP)
+        # Nobody has these. They end at the deadline of the rule, and soon they are not asked for any more.
+        assert [ask(names) for names in prompts[50:]] == [0] * 10
+        # What memory has is served all the same.
+        names = keys(4, 99)
+        assert Controller(second, pool).save(names, range(4))
+        assert second.batch_exists(names) == 4
+        second.close()
 
 
 def test_statistics_are_given_once() -> None:
