@@ -10,8 +10,9 @@ import sys
 import zlib
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
+
+import torch
 
 _CONFIG = Path(__file__).parent / "models" / "llama" / "config.json"
 _SHARP = 2.0
