@@ -208,8 +208,18 @@ class Server:
         }
         self.call("PUT", "/hicache/storage-backend", body)
 
-    def detach(self) -> None:
-        self.call("DELETE", "/hicache/storage-backend")
+    def detach(self, seconds: float = 60) -> None:
+        """Detaches the storage backend, once nothing is under way: what was aborted may still be."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.call("DELETE", "/hicache/storage-backend")
+            except Failed as error:
+                if "not idle" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
 
 def _group(pid: int) -> int | None:
