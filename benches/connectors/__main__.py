@@ -166,7 +166,8 @@ def main() -> None:
     for runtime in sorted({entry.runtime for entry in ENTRIES.values() if entry.runtime}):
         parser.add_argument(f"--{runtime}", type=Path, help=f"the virtual environment of {runtime}")
     parser.add_argument("--mib", type=int, default=256, help="data of a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="for each block size (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="at most, for each block size (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=7.5, help="begins no round after that (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="bytes of a block (default: %(default)s)")
     parser.add_argument("--only", nargs="*", help="names of contenders (default: all)")
     parser.add_argument("--out", type=Path, help="a folder for connectors-DATE.json and .md (default: prints the page)")
@@ -179,9 +180,13 @@ def main() -> None:
         (place / "data").write_bytes(os.urandom(arguments.mib * MIB))
         with workers(arguments, place) as (contenders, about, left_out):
             print(f"{len(contenders)} contenders ready after {time.monotonic() - began:.0f} s", file=sys.stderr)
-            for size in arguments.sizes:
+            for at, size in enumerate(arguments.sizes):
                 blocks = arguments.mib * MIB // size
+                # The same time for each size.
+                left = began + 60 * arguments.minutes - time.monotonic()
+                end = time.monotonic() + left / (len(arguments.sizes) - at)
                 for number in range(arguments.rounds):
+                    round_began = time.monotonic()
                     names = [*contenders, *([table.LIMIT] if shutil.which("fio") else [])]
                     random.shuffle(names)
                     for name in names:
@@ -201,7 +206,9 @@ def main() -> None:
                             print(f"{name}: {why}", file=sys.stderr)
                             continue
                         rounds.append(label | answer)
-                print(f"{size} bytes: {time.monotonic() - began:.0f} s", file=sys.stderr)
+                    if 2 * time.monotonic() - round_began > end:
+                        break
+                print(f"{size} bytes: {number + 1} rounds, {time.monotonic() - began:.0f} s", file=sys.stderr)
     result: dict[str, Any] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
@@ -212,7 +219,6 @@ def main() -> None:
         "load_before": load,
         "load_after": os.getloadavg()[0],
         "mib": arguments.mib,
-        "rounds": arguments.rounds,
         "sizes": list(arguments.sizes),
         "seconds": round(time.monotonic() - began),
         "contenders": about,

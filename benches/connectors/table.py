@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 LIMIT = "fio"
+NOTES = Path(__file__).with_name("notes.md")
+"""What was expected and what was found, for whoever reads the tables."""
 
 Row = tuple[str, Callable[[dict[str, Any], float], float | None], bool, int]
 
@@ -93,6 +96,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The page in `benches/results`."""
     cells = {(c["block_bytes"], c["figure"], c["contender"]): c for c in result["cells"]}
     names = [LIMIT, *result["contenders"]]
+    counts = sorted({cell["rounds"] for cell in result["cells"]})
+    rounds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = [
         "# Connectors side by side",
         "",
@@ -100,7 +105,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['load_after']:.2f} after (the run itself is part of it), Linux {result['kernel']}, kvtier "
         f"{result['commit']}, Python {result['python']}.",
         "",
-        f"{result['rounds']} rounds of {result['mib']} MiB for each block size, contenders in a new random order in "
+        f"{rounds} rounds of {result['mib']} MiB for each block size, contenders in a new random order in "
         "each round, each in a process and an environment of its own, all with the same bytes on the same disk. Median "
         "(least..most). Bold: the best of the contenders, fio apart. CPU is user and system time of all threads of the "
         "process: writing back what only the page cache holds is not in it. The busy thread counts in the same "
@@ -135,5 +140,5 @@ def markdown(result: dict[str, Any]) -> str:
                 row.append(f"{bold}{median}{bold} ({least}..{most})")
             lines.append(f"| {title} | " + " | ".join(row) + " |")
     for name, why in result["left_out"].items():
-        lines += ["", f"{name} was left out: {why}"]
-    return "\n".join([*lines, ""])
+        lines += ["", f"{name} was left out: {why.splitlines()[-1]}"]
+    return "\n".join([*lines, "", NOTES.read_text()])

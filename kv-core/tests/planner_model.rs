@@ -829,6 +829,22 @@ fn what_is_taken_out_is_gone_unless_it_is_in_use() {
     rig.drain();
 }
 
+#[test]
+fn the_first_segment_is_opened_early_and_once() {
+    let mut rig = Rig::new(config(0, 4, Some((3, 2)), PolicyKind::Lru));
+    let openings = |rig: &Rig| rig.out.jobs.iter().filter(|j| matches!(j.op, Op::OpenSegment { .. })).count();
+    rig.planner.prepare_write(&mut rig.out);
+    rig.planner.prepare_write(&mut rig.out);
+    assert_eq!(openings(&rig), 1);
+    rig.settle();
+    rig.drain();
+    rig.planner.prepare_write(&mut rig.out);
+    assert_eq!(openings(&rig), 0, "one is in reserve");
+    let mut memory_only = Rig::new(config(0, 4, None, PolicyKind::Lru));
+    memory_only.planner.prepare_write(&mut memory_only.out);
+    assert_eq!(openings(&memory_only), 0);
+}
+
 /// Sporadic failures to open segments, never enough in a row to pause the tier, must not use up the log.
 #[test]
 fn segments_that_could_not_be_opened_come_back() {

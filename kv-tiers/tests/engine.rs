@@ -147,6 +147,17 @@ fn blocks_come_back_from_every_tier_and_after_a_restart() {
 }
 
 #[test]
+fn who_waits_for_writes_hears_of_the_last_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::new(Engine::open(&config(0, 12, Some(dir.path()))).unwrap());
+    assert!(runtime.engine.wait_written(Duration::ZERO), "there is nothing to write");
+    runtime.request(&chain(1, 8));
+    runtime.engine.write_back_all();
+    assert!(runtime.engine.wait_written(LONG));
+    assert_eq!((runtime.engine.unwritten(), runtime.engine.occupied()[Tier::Nvme]), (0, 8));
+}
+
+#[test]
 fn hbm_alone_is_enough() {
     let runtime = Runtime::new(Engine::open(&config(4, 0, None)).unwrap());
     runtime.request(&chain(1, 3));

@@ -22,13 +22,16 @@ use kv_tiers::engine::{Acquire, Engine, Lease};
 use crate::batch::{Buffers, gather, gather_summed, scatter};
 use crate::pool::Pool;
 use crate::task::{KeyStatus, Operation, Permit, Task};
-use crate::work::{groups, left};
+use crate::work::{WORKERS, groups, left};
 
 /// How soon a cancel is noticed by a worker that waits for the disk.
 const LOOK_UP: Duration = Duration::from_millis(5);
 
 /// How soon a put goes on after the disk has caught up: some writes of a fast drive.
 const CATCH_UP: Duration = Duration::from_micros(200);
+
+/// Bytes that are copied out in one go: what was just verified is in the last-level cache still.
+const CACHED: usize = 4 << 20;
 
 pub(crate) struct Flow<'a> {
     pub(crate) engine: &'a Engine,
@@ -139,7 +142,20 @@ impl Flow<'_> {
     fn take(&self, parts: Vec<Part>, single: bool, statuses: &mut [KeyStatus], pins: &mut Vec<Pinned>) {
         let mut blocks = Vec::new();
         let mut ready = Vec::new();
+        let mut copied = 0;
+        let turn = match self.task.operation {
+            Operation::Get(_) => (CACHED / self.engine.arena().payload_bytes()).max(1),
+            _ => parts.len(),
+        };
         for (at, part) in parts.iter().enumerate() {
+            if at % turn == 0 {
+                if let Operation::Get(buffers) = &self.task.operation {
+                    copy_out(&parts, &blocks[copied..], buffers, statuses);
+                    copied = blocks.len();
+                }
+                // Loads end about in the order in which they began: who waits for the last one first is woken once.
+                let _waited = self.answer(&parts[(at + turn).min(parts.len()) - 1].lease);
+            }
             let answer = self.answer(&part.lease);
             if let Some(why) = part.lease.why() {
                 self.task.decided(why);
@@ -158,7 +174,7 @@ impl Flow<'_> {
             ready.push(answer.map_or(0, |answer| answer.ready));
         }
         match &self.task.operation {
-            Operation::Get(buffers) => copy_out(&parts, &blocks, buffers, statuses),
+            Operation::Get(buffers) => copy_out(&parts, &blocks[copied..], buffers, statuses),
             Operation::Onboard(pool, to) => self.onboard(&parts, &blocks, pool, to, single, statuses),
             _ => {}
         }
@@ -296,17 +312,25 @@ impl Flow<'_> {
         }
     }
 
-    /// Memory is faster than any disk. A put that did not wait would push out blocks that have not been written yet, and
-    /// lose them; so it waits while much is unwritten. An offload does not: the runtime needs its blocks of HBM more.
+    /// Memory is faster than any disk. Once it is full, a put that did not wait would push out blocks that have not been
+    /// written yet, and lose them; so it waits while much is unwritten. An offload does not: the runtime needs its blocks
+    /// of HBM more.
     fn let_the_disk_catch_up(&self) {
         let put = matches!(self.task.operation, Operation::Put(_));
         while put
             && self.engine.unwritten() > self.most
+            && self.free_slots() < WORKERS * self.most
             && !self.engine.nvme_writes_paused()
             && self.task.stopped().is_none()
         {
             std::thread::sleep(CATCH_UP.min(left(self.task.deadline)));
         }
+    }
+
+    /// Slots of host memory that can be filled without pushing a block out.
+    fn free_slots(&self) -> usize {
+        let occupied = self.engine.occupied()[Tier::Host];
+        u64::from(self.engine.arena().slots()).saturating_sub(occupied) as usize
     }
 
     /// Copies in what the leases have room for, and commits it.
@@ -386,12 +410,11 @@ impl Flow<'_> {
     fn flush(&self) -> KeyStatus {
         self.engine.write_back_all();
         let mut status = KeyStatus::Done;
-        while self.engine.unwritten() > 0 {
+        while !self.engine.wait_written(LOOK_UP.min(left(self.task.deadline))) {
             if let Some(why) = self.task.stopped() {
                 status = why;
                 break;
             }
-            std::thread::sleep(LOOK_UP.min(left(self.task.deadline)));
         }
         match self.engine.flush() {
             Ok(()) => status,

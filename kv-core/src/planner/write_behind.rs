@@ -167,22 +167,30 @@ impl Planner {
         out.jobs.push(Job { id, op: Op::SealSegment { segment, generation }, urgency: Urgency::WriteBack });
     }
 
+    /// Opens a segment before there is something to write, which would have to wait for it; but empties none for that.
+    pub fn prepare_write(&mut self, out: &mut Outbox) {
+        if !self.closing && self.log.as_ref().is_some_and(LogSpace::wants_reserve) {
+            let _opening = self.open_free_segment(out);
+        }
+    }
+
     /// Keeps one empty segment in reserve.
     pub(super) fn prepare_segment(&mut self, out: &mut Outbox) {
-        let Some(log) = &mut self.log else { return };
-        if self.closing || !log.wants_reserve() {
+        if self.closing || !self.log.as_ref().is_some_and(LogSpace::wants_reserve) {
             return;
         }
-        if let Some((segment, generation)) = log.prepare() {
-            let id = job_id(self.jobs.insert(InFlight::OpenSegment { segment }));
-            out.jobs.push(Job {
-                id,
-                op: Op::OpenSegment { segment, generation },
-                urgency: Urgency::WriteBack,
-            });
-        } else {
+        if !self.open_free_segment(out) {
             self.reclaim_segment(out);
         }
+    }
+
+    /// False when no segment is free.
+    fn open_free_segment(&mut self, out: &mut Outbox) -> bool {
+        let Some((segment, generation)) = self.log.as_mut().and_then(LogSpace::prepare) else { return false };
+        let id = job_id(self.jobs.insert(InFlight::OpenSegment { segment }));
+        let op = Op::OpenSegment { segment, generation };
+        out.jobs.push(Job { id, op, urgency: Urgency::WriteBack });
+        true
     }
 
     /// Empties one segment: the most used records are written again, the others are dropped.

@@ -6,6 +6,8 @@
 
 use kv_core::PayloadDigest;
 
+use super::PAGE;
+
 /// Shorter copies stay in the caches, where their reader finds them.
 const SHORTEST: usize = 256 << 10;
 
@@ -70,13 +72,18 @@ unsafe fn stream(from: *const u8, to: *mut u8, len: usize) {
     let lines = (len - head) / LINE;
     let tail = head + lines * LINE;
     // SAFETY: head, lines and tail are parts of the `len` bytes that the caller answers for; streaming stores go to
-    // multiples of 16 because `to + head` is a multiple of LINE. A prefetch of any address has no effect that is seen.
+    // multiples of 16 because `to + head` is a multiple of LINE. Prefetches have no effect that is seen, whatever the address.
     unsafe {
         std::ptr::copy_nonoverlapping(from, to, head);
         for line in 0..lines {
             let from = from.add(head + line * LINE);
-            let to = to.add(head + line * LINE).cast::<__m128i>();
+            let to = to.add(head + line * LINE);
             _mm_prefetch(from.wrapping_add(AHEAD).cast(), _MM_HINT_T0);
+            if line % (PAGE / LINE) == 0 {
+                // A store waits for the translation of its address, where a prefetch does not: the next page's, in time.
+                _mm_prefetch(to.wrapping_add(PAGE).cast(), _MM_HINT_T0);
+            }
+            let to = to.cast::<__m128i>();
             let from = from.cast::<__m128i>();
             let line = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(i)));
             for (i, quarter) in line.into_iter().enumerate() {

@@ -187,6 +187,7 @@ impl Engine {
             engine.load_learnt(learnt);
         }
         engine.start_ticker().map_err(OpenError::Thread)?;
+        engine.prepare_write();
         Ok(Opened { engine, device, recovery, served })
     }
 }

@@ -134,7 +134,7 @@ pub(crate) struct Shared {
     /// Where requests read and compute; never changes.
     top: Tier,
     core: Mutex<Core>,
-    /// Signalled when the planner becomes idle and when the ticker should look again.
+    /// Signalled when the planner becomes idle, when nothing is left to be written, and when the ticker should look again.
     changed: Condvar,
     hands: Arc<dyn Hand>,
     arena: Arc<Arena>,
@@ -200,11 +200,12 @@ impl Shared {
     }
 
     fn ended(&self, tell: impl FnOnce(&mut Planner, Nanos, &mut Outbox)) {
-        let idle = self.call(|planner, now, out| {
+        let heard = self.call(|planner, now, out| {
+            let writing = planner.unwritten() > 0;
             tell(planner, now, out);
-            planner.jobs_in_flight() == 0
+            planner.jobs_in_flight() == 0 || (writing && planner.unwritten() == 0)
         });
-        if idle {
+        if heard {
             self.changed.notify_all();
         }
     }
@@ -283,6 +284,11 @@ impl Engine {
         self.shared.complete(job, result);
     }
 
+    /// The first write need not wait until a segment is open.
+    fn prepare_write(&self) {
+        self.shared.call(|planner, _, out| planner.prepare_write(out));
+    }
+
     /// Starts the thread that watches deadlines.
     fn start_ticker(&mut self) -> std::io::Result<()> {
         self.ticker = Some(Ticker::start(self.shared.clone())?);
@@ -349,6 +355,21 @@ impl Engine {
     #[must_use]
     pub fn unwritten(&self) -> usize {
         lock(&self.shared.core).planner.unwritten()
+    }
+
+    /// Waits until [`Engine::unwritten`] is 0, or for `limit`; true if it is.
+    #[must_use]
+    pub fn wait_written(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let mut core = lock(&self.shared.core);
+        while core.planner.unwritten() > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return false;
+            }
+            core = wait_for(&self.shared.changed, core, left);
+        }
+        true
     }
 
     /// Starts a request: what is resident is pinned or starts loading, the rest gets slots to compute into.

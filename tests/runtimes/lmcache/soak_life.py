@@ -23,6 +23,7 @@ from manager import get, manager, the_adapter, until
 SHAPES = {0: torch.Size([32, 1024]), 1: torch.Size([8, 1024])}
 LAYOUTS = {group: MemoryLayoutDesc([shape], [torch.bfloat16]) for group, shape in SHAPES.items()}
 CONVERSATIONS = 24
+L1 = 4 << 20
 LONGEST = 8
 
 
@@ -143,7 +144,7 @@ def main():
         doubles.clear()
         counts = dict.fromkeys(("hits", "stored", "wrong", "flips", "deletions", "abandoned"), 0)
         eviction = {"eviction_policy": "LRU", "trigger_watermark": 0.6, "eviction_ratio": 0.3}
-        managed = manager(line, l1_bytes=16 << 20, **eviction)
+        managed = manager(line, l1_bytes=L1, **eviction)
         adapter = the_adapter(managed)
         for _ in range(life):
             request(managed, dice, counts)

@@ -27,6 +27,7 @@ from driver import (
     settle,
     store,
     wait_load,
+    wait_store,
 )
 
 
@@ -421,6 +422,40 @@ def test_a_damaged_journal_costs_only_misses(make, tmp_path):
     journal.write_bytes(os.urandom(4096))
     tested = make(tmp_path)
     assert lookup(tested, keys) == [False] * 8
+
+
+class Elsewhere:
+    """Memory that no address leads to."""
+
+    raw_tensor = None
+
+    def __getattr__(self, name):
+        raise NotImplementedError(name)
+
+
+def test_memory_of_another_kind_is_refused_and_the_rest_of_the_batch_is_not(make):
+    tested = make()
+    result = tested.submit_store_task([key(1), key(2)], [Page(content(1)).obj, Elsewhere()])
+    assert not wait_store(tested, result).is_successful()
+    assert lookup(tested, [key(1), key(2)]) == [True, False]
+    page = Page()
+    assert wait_load(tested, tested.submit_load_task([key(1), key(1)], [Elsewhere(), page.obj]), 2) == [False, True]
+    assert page.bytes == content(1)
+
+
+def test_the_same_object_twice_in_a_batch(make, tmp_path):
+    tested = make(tmp_path)
+    keys = [key(1), key(2), key(1)]
+    assert store(tested, keys, [Page(content(one)) for one in keys]).is_successful()
+    assert lookup(tested, keys) == [True] * 3
+    pages = [Page() for _ in keys]
+    assert load(tested, keys, pages) == [True] * 3
+    assert [page.bytes for page in pages] == [content(one) for one in keys]
+    assert tested.get_usage().total_bytes_used == 2 * CHUNK
+    tested.delete(keys)
+    tested.submit_unlock(keys)
+    tested.delete(keys)
+    assert tested.get_usage().total_bytes_used == 0
 
 
 class Late:

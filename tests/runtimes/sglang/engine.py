@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-import torch
 from host_pools import PAGE
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache.base_prefix_cache import CacheRequestHandle
@@ -17,6 +16,8 @@ from sglang.srt.server_args import ServerArgs, set_global_server_args_for_schedu
 from sglang.test.kits.unified_radix_cache import fixtures
 from sglang.test.kits.unified_radix_cache.config import CacheConfig
 from sglang.test.kits.unified_radix_cache.storage import UnifiedRadixCacheStorageFixtures
+
+import torch
 
 LAYERS = 2
 HEADS, DIM = 2, 32

@@ -37,9 +37,9 @@ def keys_of(prompt: str, pages: int) -> list[str]:
     return keys
 
 
-def parameters(kind: str, dtype: torch.dtype = torch.bfloat16) -> CacheInitParams:
+def configuration(kind: str, dtype: torch.dtype = torch.bfloat16) -> CacheConfig:
     components = KINDS[kind]
-    config = CacheConfig(
+    return CacheConfig(
         page_size=PAGE,
         components=components,
         num_layers=6,
@@ -49,7 +49,10 @@ def parameters(kind: str, dtype: torch.dtype = torch.bfloat16) -> CacheInitParam
         mamba_cache_size=60,
         dtype=dtype,
     )
-    cache, _, _ = fixtures.build_fixture(config)
+
+
+def parameters(kind: str, dtype: torch.dtype = torch.bfloat16) -> CacheInitParams:
+    cache, _, _ = fixtures.build_fixture(configuration(kind, dtype))
     if kind != "latent":
         return cache.cache_init_params
     pool = MLATokenToKVPool(
@@ -148,6 +151,13 @@ class Device:
         return sum(part.pinned for part in self.parts)
 
 
+def process(rank: tuple[int, int] = (0, 1)) -> contextlib.AbstractContextManager:
+    """SGLang believes that this is one of so many tensor-parallel ranks."""
+    of = {f"{prefix}tp_size": rank[1] for prefix in ("", "attn_", "moe_")}
+    place = {"tp_rank": rank[0], "attn_tp_rank": rank[0], "attn_dp_rank": 0, "attn_cp_rank": 0, "dp_rank": None}
+    return get_parallel().override(**of, **place)
+
+
 @contextlib.contextmanager
 def device(
     kind: str = "heads",
@@ -157,9 +167,7 @@ def device(
     **config: object,
 ) -> Iterator[Device]:
     """The pools of one rank with a linker, closed at the end."""
-    of = {f"{prefix}tp_size": rank[1] for prefix in ("", "attn_", "moe_")}
-    place = {"tp_rank": rank[0], "attn_tp_rank": rank[0], "attn_dp_rank": 0, "attn_cp_rank": 0, "dp_rank": None}
-    with get_parallel().override(**of, **place):
+    with process(rank):
         params = parameters(kind, dtype)
         config = {"host": "16MiB", **config}
         linker = KvtierLinker(get_server_args(), params, components=set(KINDS[kind]), extra_config=config)

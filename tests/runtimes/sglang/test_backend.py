@@ -111,8 +111,9 @@ def test_what_was_cleared_does_not_come_back(detached: Server, tmp_path: Path) -
 
 
 def test_new_weights_get_nothing_of_the_old(detached: Server, tmp_path: Path) -> None:
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    import torch
 
     server = detached
     server.attach(kvtier())

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import kvtier
 import pytest
-import torch
 from damage import flip
 from host_pools import (
     MHA_LAYOUTS,
@@ -27,6 +26,8 @@ from host_pools import (
 )
 from kvtier.sglang import KvtierStorage
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
+
+import torch
 
 POOLS = [(mha, layout) for layout in MHA_LAYOUTS] + [(mla, layout) for layout in MLA_LAYOUTS]
 

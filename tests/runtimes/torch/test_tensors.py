@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import kvtier
 import pytest
+
 import torch
 
 DEVICE = torch.device(os.environ.get("KVTIER_TORCH_DEVICE", "cpu"))

@@ -16,7 +16,7 @@ from vllm import SamplingParams
 
 from engine import Engine
 from models import prompt
-from test_tier import Hangs, tier_of, transfer
+from test_tier import Hangs, manager_of, tier_of, transfer
 
 REQUESTS = int(os.environ.get("KVTIER_SOAK_REQUESTS", "10000"))
 LIVES = 5
@@ -29,8 +29,8 @@ TIE = 1e-3
 
 def some_prompt(random: random.Random) -> tuple[int, ...]:
     """A long beginning that others have too, and an end that few have."""
-    begin = prompt(random.choice([96, 160, 224, 288]), of=random.randrange(30))
-    return (*begin, *prompt(random.choice([5, 20, 50]), of=100 + random.randrange(3)))
+    begin = random.randrange(40)
+    return (*prompt(96 + 64 * (begin % 4), of=begin), *prompt(random.choice([5, 20, 50]), of=100))
 
 
 class Oracle:
@@ -125,7 +125,7 @@ def held() -> dict[str, int]:
 def serving(model: Path, directory: Path) -> Iterator[Engine]:
     """A KV cache for 6 requests, a CPU tier for a few more, and kvtier."""
     options = transfer(path=str(directory), nvme="512MiB", host="6MiB", timeout=0.5, keep_at_exit=True)
-    options["kv_connector_extra_config"]["cpu_bytes_to_use"] = 8 << 20
+    options["kv_connector_extra_config"]["cpu_bytes_to_use"] = 4 << 20
     with Engine("gqa", model, transfer=options, kv_bytes=8 << 20) as engine:
         yield engine
 
@@ -136,7 +136,7 @@ def life(engine: Engine, requests: int, oracle: Oracle, faults: Faults, random: 
     while sent < requests or asked:
         while sent < requests and len(asked) < AT_ONCE:
             sent += 1
-            name, asked_for = f"{id(engine)}-{sent}", some_prompt(random)
+            name, asked_for = f"{requests}-{random.random()}", some_prompt(random)
             salt = {"cache_salt": random.choice(["a", "b"])} if random.random() < 0.3 else {}
             engines.add_request(name, {"prompt_token_ids": list(asked_for), **salt}, ANSWER)
             asked[name] = asked_for
@@ -161,8 +161,8 @@ def quiet(engine: Engine, faults: Faults) -> tuple[int, int]:
     engine.step_until(lambda: not tier.has_pending_work())
     stats = tier._store.stats()
     assert stats["under_way"] == 0
-    # Of requests, the last one that was made to step is known.
-    assert len(tier._failed) <= 1
+    # Nothing is kept of requests that vLLM has forgotten.
+    assert tier._failed.keys() == manager_of(engine)._req_state.keys()
     # No pin is left: all of the memory can be used.
     filler = [b"filler %d" % number for number in range(stats["host_slots"])]
     page = bytes(tier.block_size_bytes)
@@ -175,19 +175,28 @@ def quiet(engine: Engine, faults: Faults) -> tuple[int, int]:
 def test_soak(model_of: Callable[[str], Path], tmp_path: Path) -> None:
     chance, oracle = random.Random(7), Oracle()
     faults = Faults(tmp_path, chance)
-    cancelled, loaded, missed, after = 0, 0, 0, []
+    cancelled, loaded, missed, half, after = 0, 0, 0, [], []
     for _ in range(LIVES):
         with serving(model_of("gqa"), tmp_path) as engine:
-            cancelled += life(engine, REQUESTS // LIVES, oracle, faults, chance)
+            cancelled += life(engine, REQUESTS // LIVES // 2, oracle, faults, chance)
+            half.append(held())
+            cancelled += life(engine, REQUESTS // LIVES // 2, oracle, faults, chance)
+            whole = held()
+            assert whole["threads"] <= half[-1]["threads"]
+            assert whole["descriptors"] <= half[-1]["descriptors"]
+            half[-1]["mebibytes"] = whole["mebibytes"] - half[-1]["mebibytes"]
             good, bad = quiet(engine, faults)
             loaded, missed = loaded + good, missed + bad
         after.append(held())
+        print(f"\n{len(after) * REQUESTS // LIVES} requests: {after[-1]}", flush=True)
     print(f"\n{REQUESTS} requests, {oracle.compared} compared, {cancelled} cancelled, faults {faults.done}")
     print(f"{loaded} blocks loaded, {missed} found and not loaded; after each life: {after}")
+    print(f"mebibytes in the second half of each life: {[each['mebibytes'] for each in half]}")
     assert oracle.compared > REQUESTS // 10
     assert loaded > 0
     assert [each["shared"] for each in after] == [after[0]["shared"]] * LIVES
     # The first life is that in which Python and vLLM take what they keep.
     assert after[-1]["threads"] <= after[1]["threads"]
     assert after[-1]["descriptors"] <= after[1]["descriptors"]
-    assert after[-1]["mebibytes"] <= after[1]["mebibytes"] * 1.15 + 64
+    # vLLM keeps some tens of mebibytes of every engine that was in the process; requests keep nothing.
+    assert min(each["mebibytes"] for each in half[1:]) <= 4

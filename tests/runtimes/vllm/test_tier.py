@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kvtier.vllm.tier import KvtierTier
+from vllm.v1.kv_offload.tiering.manager import TieringOffloadingManager
 
 from engine import Engine, Run
 from models import FAMILIES, prompt
@@ -33,16 +34,20 @@ def transfer(**tier: object) -> dict[str, Any]:
     }
 
 
-def tier_of(engine: Engine) -> KvtierTier:
+def manager_of(engine: Engine) -> TieringOffloadingManager:
     scheduler = engine.llm.llm_engine.engine_core.engine_core.scheduler
-    (tier,) = scheduler.connector.connector_scheduler.manager.secondary_tiers
+    return scheduler.connector.connector_scheduler.manager
+
+
+def tier_of(engine: Engine) -> KvtierTier:
+    (tier,) = manager_of(engine).secondary_tiers
     assert isinstance(tier, KvtierTier)
     return tier
 
 
 def settle(engine: Engine) -> None:
     """Until all that was computed is in kvtier."""
-    manager = engine.llm.llm_engine.engine_core.engine_core.scheduler.connector.connector_scheduler.manager
+    manager = manager_of(engine)
 
     def quiet() -> bool:
         states = manager._req_state.values()

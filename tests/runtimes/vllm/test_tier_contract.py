@@ -229,6 +229,36 @@ def test_a_reset_keeps_what_is_stored_unless_it_is_to_be_forgotten(tmp_path: Pat
         below.tier.shutdown()
 
 
+def test_what_could_not_be_forgotten_is_not_served(below: Below) -> None:
+    class Forgets:
+        fails = True
+
+        def __init__(self, store: Any) -> None:
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def clear(self) -> None:
+            if self.fails:
+                raise Unclean("no space left on the device")
+            self._store.clear()
+
+    tier = below.tier
+    tier._clear_on_reset, tier._store = True, Forgets(tier._store)
+    context = below.request(keys=3)
+    tier.submit_store(below.job(context, KEYS[:3], [0, 1, 2], load=False))
+    tier.drain_jobs()
+    assert below.lookups(context, KEYS[:3]) == [MISS] * 3
+    Forgets.fails = False
+    tier.drain_jobs()
+    tier._clear_on_reset = False
+    assert below.lookups(context, KEYS[:3]) == [MISS] * 3
+    tier.submit_store(below.job(context, KEYS[:3], [0, 1, 2], load=False))
+    tier.drain_jobs()
+    assert below.lookups(context, KEYS[:3]) == [HIT] * 3
+
+
 def other_parallel(**changed: Any) -> OffloadingConfig:
     return replace(CONFIG, parallel=replace(CONFIG.parallel, **changed))
 
@@ -260,6 +290,19 @@ def test_kv_of_another_kind_is_not_found(opened: Callable[[str], Below], tmp_pat
     same = Below(path=str(tmp_path), nvme="64MiB")
     assert same.lookups(same.request(), KEYS[:3]) == [HIT] * 3
     same.tier.shutdown()
+
+
+def test_weights_that_were_replaced_find_nothing(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = replace(CONFIG, model=replace(CONFIG.model, name=str(model)))
+    for weights, answer in ((b"old", MISS), (b"new", MISS), (b"new", HIT), (b"old", HIT)):
+        (model / "model.safetensors").write_bytes(weights * 10_000)
+        below = Below(config, path=str(tmp_path / "kv"), nvme="64MiB", keep_at_exit=True)
+        context = below.request(keys=3)
+        assert below.lookups(context, KEYS[:3]) == [answer] * 3
+        below.store(context, KEYS[:3], [0, 1, 2])
+        below.tier.shutdown()
 
 
 CHAINS = 40

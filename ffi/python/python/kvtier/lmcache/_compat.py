@@ -17,10 +17,19 @@ __all__ = [
     "L2AdapterListener",
     "L2StoreResult",
     "ObjectKey",
+    "address_of",
     "layout_bytes",
     "layout_of",
     "seed_usage",
 ]
+
+
+def address_of(obj: object) -> int:
+    """Where the bytes of a memory object are. Raises if that is not in host memory."""
+    tensor = obj.raw_tensor  # type: ignore[attr-defined]
+    if tensor is not None and tensor.device.type != "cpu":
+        raise NotImplementedError(f"memory of device type {tensor.device.type}")
+    return int(obj.data_ptr)  # type: ignore[attr-defined]
 
 
 def layout_of(obj: object) -> str:

@@ -17,6 +17,7 @@ from kvtier.lmcache._compat import (
     L2AdapterListener,
     L2StoreResult,
     ObjectKey,
+    address_of,
     layout_bytes,
     layout_of,
     seed_usage,
@@ -37,6 +38,7 @@ class _Batch:
     positions: list[int] = field(default_factory=list)
     """Which of the task's they are."""
     names: list[bytes] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
     memory: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -96,8 +98,7 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
     def submit_store_task(self, keys: list[ObjectKey], objects: list[Any]) -> int:
         """Starts to store objects."""
-        shapes = [_shape_of(obj) for obj in objects]
-        batches = self._batches(keys, objects, shapes, self._shelf_for)
+        batches = self._batches(keys, objects, self._shelf_for)
 
         def put(batch: _Batch, queue: Queue, tag: int) -> Ticket:
             buffers = batch.shelf.buffers(batch.memory, objects)
@@ -107,10 +108,11 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
             stored: list[Stored] = []
             written = 0
             for batch, ticket in zip(batches, tickets, strict=True):
-                for at, name, status in zip(batch.positions, batch.names, ticket.statuses(), strict=True):
+                parts = zip(batch.positions, batch.names, batch.shapes, ticket.statuses(), strict=True)
+                for at, name, shape, status in parts:
                     if status in (KeyStatus.DONE, KeyStatus.PRESENT):
-                        stored.append((keys[at], name, shapes[at], batch.shelf))
-                        written += shapes[at].size if status == KeyStatus.DONE else 0
+                        stored.append((keys[at], name, shape, batch.shelf))
+                        written += shape.size if status == KeyStatus.DONE else 0
                     else:
                         self._complaints.note("objects that were not stored", KeyStatus(status).name)
             self._tell_stored(stored)
@@ -148,7 +150,6 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
 
     def submit_load_task(self, keys: list[ObjectKey], objects: list[Any]) -> int:
         """Starts to load objects into memory of LMCache."""
-        shapes = [_shape_of(obj) for obj in objects]
         entries = self._inventory.entries(keys)
 
         def shelf_of(at: int, shape: Shape) -> Shelf | None:
@@ -156,7 +157,7 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
             # Bytes of another dtype or shape are not what is asked for.
             return self._inventory.shelves.find(shape.size) if entry is not None and entry.shape == shape else None
 
-        batches = self._batches(keys, objects, shapes, shelf_of)
+        batches = self._batches(keys, objects, shelf_of)
 
         def get(batch: _Batch, queue: Queue, tag: int) -> Ticket:
             buffers = batch.shelf.buffers(batch.memory, objects)
@@ -291,20 +292,23 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
             return None
 
     def _batches(
-        self,
-        keys: list[ObjectKey],
-        objects: list[Any],
-        shapes: list[Shape],
-        shelf_of: Callable[[int, Shape], Shelf | None],
+        self, keys: list[ObjectKey], objects: list[Any], shelf_of: Callable[[int, Shape], Shelf | None]
     ) -> list[_Batch]:
         batches: dict[Shelf, _Batch] = {}
-        for at, (key, obj, shape) in enumerate(zip(keys, objects, shapes, strict=True)):
+        for at, (key, obj) in enumerate(zip(keys, objects, strict=True)):
+            try:
+                shape = Shape(obj.get_size(), layout_of(obj))
+                address = address_of(obj)
+            except Exception as error:  # whatever LMCache's class raises: its memory is not of a kind that is known
+                self._complaints.note("objects that are not in host memory", repr(error))
+                continue
             shelf = shelf_of(at, shape)
             if shelf is not None:
                 batch = batches.setdefault(shelf, _Batch(shelf))
                 batch.positions.append(at)
                 batch.names.append(name_of(key, shape))
-                batch.memory.append((obj.data_ptr, shape.size))
+                batch.shapes.append(shape)
+                batch.memory.append((address, shape.size))
         return list(batches.values())
 
     def _submit(
@@ -343,10 +347,6 @@ class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
                 notify(keys, *more)
             except Exception as error:  # a listener's, which must not take a result with it
                 self._complaints.note("listeners that failed", repr(error))
-
-
-def _shape_of(obj: Any) -> Shape:  # noqa: ANN401  (a MemoryObj, of whichever version)
-    return Shape(obj.get_size(), layout_of(obj))
 
 
 def _sizes(given: object) -> list[int]:

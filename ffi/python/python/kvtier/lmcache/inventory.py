@@ -6,7 +6,7 @@ what it says of usage follows the truth, and an object that it does not know is 
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -104,16 +104,16 @@ class Inventory:
     def stored(self, objects: list[Stored]) -> tuple[list[int], list[Known]]:
         """Notes objects that are stored now. Returns the bytes that each takes more than before, and what is gone."""
         more: list[int] = []
-        replaced: list[Known] = []
+        replaced: list[Entry | None] = []
         with self._lock:
             for key, name, shape, shelf in objects:
                 before = self._catalogue.add(key, name, shape, shelf.block)
                 more.append(shelf.block - (before.charged if before else 0))
                 if before is not None and before.name != name:
-                    replaced.append((key, before))
+                    replaced.append(before)
             some = self._catalogue.oldest_checked(2 * len(objects) + _CHECKED)
-        for _, before in replaced:
-            self._remove_block(before)
+        for shelf, positions in self._by_shelf(replaced).items():
+            self._remove(shelf, [entry.name for at in positions if (entry := replaced[at])])
         self._write(["+", *_fields(key), shape.size, shape.layout] for key, _, shape, _ in objects)
         return more, self.check(some)
 
@@ -134,7 +134,10 @@ class Inventory:
         with self._lock:
             some = [(key, entry) for key in dict.fromkeys(keys) if (entry := self._catalogue.get(key))]
             some = [known for known in some if known[0] not in self._locks]
-        gone = [known for known in some if self._remove_block(known[1])]
+        gone: list[Known] = [known for known in some if self.shelves.find(known[1].shape.size) is None]
+        for shelf, positions in self._by_shelf([entry for _, entry in some]).items():
+            removals = self._remove(shelf, [some[at][1].name for at in positions])
+            gone.extend(some[at] for at, done in zip(positions, removals, strict=True) if done != Removal.IN_USE)
         with self._lock:
             gone = [known for known in gone if self._drop(known)]
         self._write(["-", *_fields(key)] for key, _ in gone)
@@ -173,7 +176,7 @@ class Inventory:
                     self._journal.close()
                     self._journal = None
 
-    def _by_shelf(self, entries: list[Entry | None]) -> dict[Shelf, list[int]]:
+    def _by_shelf(self, entries: Sequence[Entry | None]) -> dict[Shelf, list[int]]:
         by_shelf: dict[Shelf, list[int]] = {}
         for at, entry in enumerate(entries):
             if entry is not None and (shelf := self.shelves.find(entry.shape.size)) is not None:
@@ -192,15 +195,12 @@ class Inventory:
         key, entry = known
         return self._catalogue.get(key) is entry and self._catalogue.remove(key) is not None
 
-    def _remove_block(self, entry: Entry) -> bool:
-        shelf = self.shelves.find(entry.shape.size)
-        if shelf is None:
-            return True
+    def _remove(self, shelf: Shelf, names: list[bytes]) -> bytes:
         try:
-            return shelf.store.remove([entry.name])[0] != Removal.IN_USE
+            return shelf.store.remove(names)
         except Error as error:
             self._complaints.note("deletions that kvtier refused", error)
-            return False
+            return bytes([Removal.IN_USE]) * len(names)
 
     # The journal
 

@@ -123,7 +123,7 @@ class Shelves:
             return
         try:
             self._add(size, share)
-        except Error as error:
+        except (Error, OSError) as error:
             self._refused[size] = str(error)
 
     def _add(self, size: int, share: float) -> None:

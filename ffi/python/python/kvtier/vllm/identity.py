@@ -6,7 +6,7 @@ from pathlib import Path
 from kvtier.options import describe
 from kvtier.vllm._compat import MINOR, ModelConfig, OffloadingConfig, VllmConfig, current_platform
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_FILES = ("config.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -19,24 +19,24 @@ def weights(vllm_config: VllmConfig) -> str:
     model = vllm_config.model_config
     commit = getattr(model.hf_config, "_commit_hash", None)
     path = Path(model.model)
-    digest = _digest(path) if commit is None and path.is_dir() else None
+    local = digest(path) if commit is None and path.is_dir() else None
     load_format = vllm_config.load_config.load_format
     made_up = model.seed if "dummy" in str(load_format) else None
-    return describe(revision=commit or model.revision, digest=digest, seed=made_up)
+    return describe(revision=commit or model.revision, digest=local, seed=made_up)
 
 
-def _digest(directory: Path) -> str:
-    """Any training moves nearly all numbers, so that samples of a few of them find it."""
-    digest = hashlib.blake2b(digest_size=16)
-    files = sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern)})
+def digest(directory: Path) -> str:
+    """Of a local checkpoint. Any training moves nearly all numbers, so that samples of a few of them find it."""
+    hashed = hashlib.blake2b(digest_size=16)
+    files = sorted({file for pattern in _FILES for file in directory.glob(pattern)})
     for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
+        hashed.update(f"{file.name} {size} ".encode())
         with file.open("rb") as opened:
             for sample in range(_SAMPLES):
                 opened.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                digest.update(opened.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+                hashed.update(opened.read(_SAMPLE_BYTES))
+    return hashed.hexdigest()
 
 
 def _config_digest(model_config: ModelConfig) -> str:

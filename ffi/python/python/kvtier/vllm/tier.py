@@ -17,10 +17,7 @@ from typing import Any, ClassVar
 
 from kvtier import Error, Presence, Unclean
 from kvtier.options import StoreOptions
-from kvtier.vllm._tiering import (
-    BackpressureDetector,
-    JobResult,
-    Locality,
+from kvtier.vllm._compat import (
     LookupResult,
     Medium,
     OffloadingConnectorStats,
@@ -31,11 +28,9 @@ from kvtier.vllm._tiering import (
     ReqContext,
     RequestOffloadingContext,
     ScheduleEndContext,
-    SecondaryTierManager,
-    TransferJob,
     get_offload_group_idx,
-    keys_of,
 )
+from kvtier.vllm._tiering import BackpressureDetector, JobResult, Locality, SecondaryTierManager, TransferJob, keys_of
 from kvtier.vllm.tier_ahead import Ahead
 from kvtier.vllm.tier_jobs import LOOSE, Ended, Jobs, Place
 from kvtier.vllm.tier_metrics import Counts, Stats, definitions
@@ -86,7 +81,7 @@ class KvtierTier(SecondaryTierManager):
         # A drive that does not answer costs one request its deadline, not each: until then its blocks are not there.
         self._pause, self._paused_until = options.timeout, 0.0
         self._weigh_nvme = options.weigh_nvme
-        self._clear_on_reset = clear_on_reset
+        self._clear_on_reset, self._stale = clear_on_reset, False
         self._prefix_groups = {
             group.group_id for group in offloading_spec.config.groups if group.sliding_window_size_in_chunks is None
         }
@@ -99,7 +94,7 @@ class KvtierTier(SecondaryTierManager):
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Whether a block can be loaded."""
         request_id = req_context.req_id
-        if key in self._failed.get(request_id, ()):
+        if self._stale or key in self._failed.get(request_id, ()):
             return LookupResult.MISS
         try:
             presence = self._store.exists([key])[0]
@@ -206,11 +201,20 @@ class KvtierTier(SecondaryTierManager):
         self._jobs.drain()
         self._collect()
         if self._clear_on_reset:
-            self._store.clear()
+            try:
+                self._store.clear()
+                self._stale = False
+            except Error as error:
+                # KV of the old weights is still there: nothing is served until a reset has forgotten it.
+                self._stale = True
+                _log.error("kvtier could not forget what it has, and serves nothing until the next reset: %s", error)
 
     def get_stats(self) -> OffloadingConnectorStats | None:
         """What was done since the last time."""
-        return self._stats.take()
+        try:
+            return self._stats.take()
+        except Error:
+            return None
 
     @classmethod
     def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from kvtier import Error, KeyStatus, Store, Ticket
-from kvtier.vllm._tiering import OffloadKey
+from kvtier.vllm._compat import OffloadKey
 
 
 @dataclass(slots=True)

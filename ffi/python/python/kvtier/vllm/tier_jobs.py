@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvtier import Busy, Error, KeyStatus, Store, Ticket
-from kvtier.vllm._tiering import JobResult, OffloadKey
+from kvtier.vllm._compat import OffloadKey
+from kvtier.vllm._tiering import JobResult
 from kvtier.vllm.tier_metrics import Counts
 from kvtier.vllm.tier_rows import Rows
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from kvtier import Store
-from kvtier.vllm._tiering import (
+from kvtier.vllm._compat import (
     OffloadingConnectorStats,
     OffloadingCounterMetadata,
     OffloadingGaugeMetadata,

@@ -7,10 +7,12 @@ ranks or for none, it is verified as a whole, and it is one read of the drive.
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from kvtier import Runs, Store
 from kvtier.options import StoreOptions, describe
-from kvtier.vllm._tiering import MINOR, OffloadingConfig
+from kvtier.vllm._compat import MINOR, OffloadingConfig
+from kvtier.vllm.identity import digest
 
 _LEAST_ROWS = 64
 """Rows of host memory at least: what is on its way to and from the drive is there."""
@@ -20,12 +22,13 @@ class Rows:
     """Addresses of rows. The memory is vLLM's: it is there until the tier was shut down."""
 
     def __init__(self, view: memoryview) -> None:
-        if view.readonly or view.strides is None or view.ndim != 2:
-            raise TypeError(f"the CPU tier is no table of rows: {view.format}, {view.shape}, {view.strides}")
+        shape, strides = view.shape, view.strides
+        if view.readonly or shape is None or strides is None or len(shape) != 2:
+            raise TypeError(f"the CPU tier is no table of rows: {view.format}, {shape}, {strides}")
         # No reference to the view is kept: vLLM releases it, which fails while somebody has a buffer of it.
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        self.count = view.shape[0]
-        self.bytes = view.strides[0]
+        self.count = shape[0]
+        self.bytes = strides[0]
 
     def runs(self, rows: Sequence[int]) -> Runs:
         """The memory of some rows."""
@@ -59,9 +62,11 @@ def open_store(options: StoreOptions, given: Mapping[str, object], config: Offlo
 
 
 def _layout(config: OffloadingConfig) -> str:
-    parallel = config.parallel
+    parallel, model = config.parallel, Path(config.model.name)
     return describe(
         runtime=f"vllm-tier-{MINOR}",
+        # All that a tier is told of the model is its name: of a hub's repository, `revision` says which weights.
+        weights=digest(model) if model.is_dir() else None,
         kv_dtype=config.model.dtype,
         kv_layout=config.kv_cache_layout,
         canonical=config.canonical_layout,
