@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kv_core::job::TransferError;
 use kv_core::planner::Reasons;
 use kv_cuda::LayerProgress;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::batch::{Buffers, KeyBatch};
 use crate::flow::Pinned;
@@ -107,6 +107,8 @@ pub(crate) struct Task {
 
 #[derive(Default)]
 struct State {
+    /// A worker has it: from then on only the worker ends it.
+    begun: bool,
     finished: bool,
     statuses: Vec<KeyStatus>,
     /// Where to announce the end.
@@ -155,8 +157,35 @@ impl Task {
         if matches!(self.operation, Operation::Flush) { 1 } else { self.keys.len() }
     }
 
+    /// Asks for an early end: at once, unless a worker has it.
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
+        self.end_unless_begun(KeyStatus::Cancelled);
+    }
+
+    /// A worker takes it. False if it has ended while it waited for one.
+    pub(crate) fn begin(&self) -> bool {
+        let mut state = self.state.lock();
+        state.begun = true;
+        !state.finished
+    }
+
+    /// Workers may all wait for a disk that hangs: what none of them has ends without them.
+    fn end_unless_begun(&self, why: KeyStatus) {
+        let state = self.state.lock();
+        if !state.begun && !state.finished {
+            self.end(state, vec![why; self.width()], Vec::new());
+        }
+    }
+
+    fn expire(&self) {
+        if Instant::now() >= self.deadline {
+            self.end_unless_begun(KeyStatus::TimedOut);
+        }
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.state.lock().finished
     }
 
     pub(crate) fn layers_started(&self, layers: Arc<LayerProgress>) {
@@ -170,8 +199,11 @@ impl Task {
 
     /// The last thing that happens to a task: from here on nothing of the runtime is touched.
     pub(crate) fn finish(&self, statuses: Vec<KeyStatus>, pins: Vec<Pinned>) {
+        self.end(self.state.lock(), statuses, pins);
+    }
+
+    fn end(&self, mut state: MutexGuard<'_, State>, statuses: Vec<KeyStatus>, pins: Vec<Pinned>) {
         let summary = summary(&statuses);
-        let mut state = self.state.lock();
         state.statuses = statuses;
         state.pins = pins;
         state.finished = true;
@@ -224,6 +256,7 @@ impl Ticket {
     /// The result, if the operation is over: its buffers are the runtime's again.
     #[must_use]
     pub fn poll(&self) -> Option<Summary> {
+        self.0.expire();
         let state = self.0.state.lock();
         state.finished.then(|| summary(&state.statuses))
     }
@@ -231,14 +264,21 @@ impl Ticket {
     /// Waits for the end for at most `limit`.
     #[must_use]
     pub fn wait(&self, limit: Duration) -> Option<Summary> {
-        let mut state = self.0.state.lock();
         let end = Instant::now() + limit.min(crate::config::LONGEST_TIMEOUT);
-        while !state.finished {
-            if self.0.changed.wait_until(&mut state, end).timed_out() && !state.finished {
+        loop {
+            self.0.expire();
+            let mut state = self.0.state.lock();
+            if state.finished {
+                return Some(summary(&state.statuses));
+            }
+            let now = Instant::now();
+            if now >= end {
                 return None;
             }
+            // What is still queued at its deadline ends then; what is not, soon after.
+            let due = if state.begun || now >= self.0.deadline { end } else { end.min(self.0.deadline) };
+            let _ended = self.0.changed.wait_until(&mut state, due);
         }
-        Some(summary(&state.statuses))
     }
 
     /// What became of each key; [`KeyStatus::Pending`] while the operation is under way.

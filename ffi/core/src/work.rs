@@ -7,7 +7,7 @@ use std::time::Instant;
 use kv_core::key::BlockKey;
 use parking_lot::{Condvar, Mutex};
 
-use crate::task::{KeyStatus, Operation, Task};
+use crate::task::{Operation, Task};
 
 /// Operations that a store takes on, from the submission until ticket and announcement are gone.
 pub(crate) const MOST_TASKS: usize = 1024;
@@ -61,6 +61,9 @@ impl WorkQueue {
                 next = state.stores.pop_front();
             }
             if let Some(task) = next {
+                if !task.begin() {
+                    continue;
+                }
                 state.running.push(task.clone());
                 return Some(task);
             }
@@ -84,14 +87,15 @@ impl WorkQueue {
         drop(state);
         self.changed.notify_all();
         for task in waiting {
-            task.finish(vec![KeyStatus::Cancelled; task.width()], Vec::new());
+            task.cancel();
         }
     }
 
     /// Operations that wait or run.
     pub(crate) fn len(&self) -> usize {
         let state = self.state.lock();
-        state.loads.len() + state.stores.len() + state.running.len()
+        let waiting = state.loads.iter().chain(&state.stores).filter(|task| !task.is_finished());
+        waiting.count() + state.running.len()
     }
 }
 

@@ -284,6 +284,43 @@ fn cancelled_late_and_orphaned_tickets_end() {
 }
 
 #[test]
+fn what_no_worker_has_yet_ends_when_it_is_cancelled_or_late() {
+    const TIMES: usize = 1 << 20;
+    let store = Store::open(&config(64, None)).unwrap();
+    put(&store, &[1]);
+    // One block a million times over, for each worker.
+    let key = key(1);
+    let mut pages = vec![vec![0; BLOCK]; 4];
+    let busy: Vec<_> = pages
+        .iter_mut()
+        .map(|page| {
+            let keys = store.keys(vec![key.as_slice(); TIMES].into_iter()).unwrap();
+            let run = Run { start: page.as_mut_ptr(), len: BLOCK };
+            let to = Buffers::even(vec![run; TIMES], TIMES).unwrap();
+            // SAFETY: the pages live until the store is closed, and each is written by one operation.
+            unsafe { store.get(Submission { timeout: Some(LONG * 60), ..Submission::of(keys) }, to) }.unwrap()
+        })
+        .collect();
+    let queue = Arc::new(TaskQueue::new().unwrap());
+    let mut what = submission(&store, &[1]);
+    what.notify = Some((queue.clone(), 7));
+    let cancelled = store.pin(what).unwrap();
+    assert!(cancelled.poll().is_none());
+    cancelled.cancel();
+    assert_eq!(cancelled.poll().map(|summary| summary.done), Some(0));
+    assert_eq!(cancelled.statuses(), [KeyStatus::Cancelled]);
+    assert_eq!(queue.drain(9).iter().map(|end| end.tag).collect::<Vec<_>>(), [7]);
+    let soon = Some(Duration::from_millis(20));
+    let late = store.pin(Submission { timeout: soon, ..submission(&store, &[1]) }).unwrap();
+    assert!(late.wait(LONG).is_some());
+    assert_eq!(late.statuses(), [KeyStatus::TimedOut]);
+    assert!(busy.iter().all(|ticket| ticket.poll().is_none()), "the workers were busy all along");
+    assert_eq!(store.stats().unwrap().under_way, 4);
+    store.close(LONG).unwrap();
+    assert!(busy.iter().all(|ticket| ticket.poll().is_some()));
+}
+
+#[test]
 fn sizes_that_cannot_work_are_named() {
     assert!(matches!(Store::open(&config(15, None)), Err(OpenError::HostBytes { slots: 15, .. })));
     assert!(matches!(
