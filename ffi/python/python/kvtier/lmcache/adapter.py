@@ -50,7 +50,7 @@ class _Keeping(Enum):
     """More was stored meanwhile."""
 
 
-class KvtierAdapter(L2AdapterInterface):  # type: ignore[misc]
+class KvtierAdapter(L2AdapterInterface):
     """Keeps LMCache's objects in kvtier's tiers: pinned host memory and NVMe.
 
     The bytes of a load are those that were stored, or it is a miss. What fails is a miss or a store that failed, is
