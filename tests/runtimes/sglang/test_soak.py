@@ -104,7 +104,7 @@ def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine
     assert stats["under_way"] == 0
     assert stats["host_used"] <= stats["host_slots"]
     if seen:
-        assert {one["threads"] for one in seen} == {seen[0]["threads"]}
+        assert max(one["threads"] for one in seen) <= seen[0]["threads"]
         assert max(one["descriptors"] for one in seen) - seen[0]["descriptors"] <= 2
         # 64 MiB in thousands of requests and hundreds of stores is noise of the allocator, and no leak of pages.
         assert seen[-1]["rss_kib"] - seen[0]["rss_kib"] < 64 << 10
