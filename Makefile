@@ -103,6 +103,11 @@ soak-vllm: $(UV) redis ## 10,000 requests through each connector of vLLM, with c
 	$(call install-runtime,vllm,$(VLLM))
 	cd tests/runtimes/vllm && for soak in soak_*.py; do $(abspath $(VLLM))/bin/python -m pytest -s $$soak || exit 1; done
 
+soak-sglang: $(UV) ## 10,000 requests through each connector of SGLang, with cancels, faults and restarts
+	$(call install-runtime,sglang,$(SGLANG))
+	KVTIER_SOAK=1 $(SGLANG)/bin/python -m pytest -q -s tests/runtimes/sglang/test_soak.py
+	KVTIER_SOAK=1 $(SGLANG)/bin/python -m pytest -q -s tests/runtimes/sglang/test_linker_soak.py
+
 soak-lmcache: $(UV) ## 10,000 requests through LMCache's storage manager, with faults, restarts and kills
 	$(call install-runtime,lmcache,$(LMCACHE))
 	KVTIER_SOAK=1 $(LMCACHE)/bin/python -m pytest -q -s tests/runtimes/lmcache/test_soak.py

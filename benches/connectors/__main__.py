@@ -176,7 +176,8 @@ def main() -> None:
     began, load = time.monotonic(), os.getloadavg()[0]
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="kvtier-connectors-") as directory:
-        place = Path(directory)
+        # Runtimes take no relative paths.
+        place = Path(directory).resolve()
         (place / "data").write_bytes(os.urandom(arguments.mib * MIB))
         with workers(arguments, place) as (contenders, about, left_out):
             print(f"{len(contenders)} contenders ready after {time.monotonic() - began:.0f} s", file=sys.stderr)

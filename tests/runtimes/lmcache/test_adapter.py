@@ -7,9 +7,10 @@ import threading
 import time
 
 import kvtier
-import kvtier.lmcache.shelves as shelves
 import pytest
 import torch
+from kvtier.lmcache.naming import Shape, name_of
+from kvtier.options import StoreOptions
 from lmcache.v1.distributed.api import MemoryLayoutDesc
 from lmcache.v1.distributed.internal_api import L2AdapterListener
 
@@ -81,21 +82,6 @@ def test_the_three_descriptors_are_distinct_and_tell_the_truth(make):
     assert readable() == []
 
 
-def test_a_task_that_ends_while_another_is_asked_for_is_announced_again(make):
-    """LMCache reads the descriptor, asks for its tasks one by one, and waits for the descriptor again."""
-    tested = make()
-    store(tested, [key(1), key(2)], [Page(content(1)), Page(content(2))])
-    for _ in range(50):
-        first = tested.submit_load_task([key(1)], [Page().obj])
-        assert tested.query_load_result(-1) is None
-        second = tested.submit_load_task([key(2)], [Page().obj])
-        # Both end before the second is asked for; whoever asked for the first before must hear of it.
-        while tested.query_load_result(second) is None:
-            assert select.select([tested.get_load_event_fd()], [], [], HANG)[0]
-            os.eventfd_read(tested.get_load_event_fd())
-        assert wait_load(tested, first, 1) == [True]
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -114,6 +100,26 @@ def test_another_salt_model_rank_or_group_never_hits(make, tmp_path, other):
     page = Page()
     assert load(tested, [key(1, **other)], [page]) == [False]
     assert page.untouched
+
+
+def test_names_differ_if_anything_does():
+    """The catalogue keeps salts apart, and so do the names of blocks."""
+    objects = [
+        (key(1), Shape(CHUNK, "u8")),
+        (key(2), Shape(CHUNK, "u8")),
+        (key(1, salt="a"), Shape(CHUNK, "u8")),
+        (key(1, model="other"), Shape(CHUNK, "u8")),
+        (key(1, rank=1), Shape(CHUNK, "u8")),
+        (key(1, group=1), Shape(CHUNK, "u8")),
+        (key(1), Shape(CHUNK + 1, "u8")),
+        (key(1), Shape(CHUNK, "u16")),
+        # The same characters one after the other, divided in another way.
+        (key(1, rank=1, group=11), Shape(CHUNK, "u8")),
+        (key(1, rank=11, group=1), Shape(CHUNK, "u8")),
+        (key(1, salt="12"), Shape(34, "u8")),
+        (key(1, salt="1"), Shape(234, "u8")),
+    ]
+    assert len({name_of(*one) for one in objects}) == len(objects)
 
 
 def test_another_dtype_or_shape_never_hits(make):
@@ -467,6 +473,9 @@ class Late:
     def end(self):
         self._ticket = self._start()
 
+    def wait(self):
+        self._ticket.wait()
+
     def statuses(self):
         return self._ticket.statuses()
 
@@ -488,17 +497,39 @@ class Hung:
         return self.late[-1]
 
 
-def test_a_store_that_hangs_holds_up_nothing_else(make, monkeypatch):
-    hung = []
-    monkeypatch.setattr(shelves, "Store", kvtier.Store)
-    from kvtier.options import StoreOptions
-
+@pytest.fixture
+def hung(monkeypatch):
+    """The stores that are opened, whose loads end when the test says so."""
+    opened = []
     real_open = StoreOptions.open
-    monkeypatch.setattr(
-        StoreOptions,
-        "open",
-        lambda *args, **more: hung.append(Hung(real_open(*args, **more))) or hung[-1],
-    )
+
+    def open_hung(*args, **more):
+        opened.append(Hung(real_open(*args, **more)))
+        return opened[-1]
+
+    monkeypatch.setattr(StoreOptions, "open", open_hung)
+    return opened
+
+
+def test_a_task_that_ends_while_another_is_asked_for_is_announced_again(make, hung):
+    """LMCache reads the descriptor, asks for its tasks one after the other, and waits for the descriptor again."""
+    tested = make()
+    store(tested, [key(1), key(2)], [Page(content(1)), Page(content(2))])
+    descriptor = tested.get_load_event_fd()
+    first, second = (tested.submit_load_task([key(chunk)], [Page().obj]) for chunk in (1, 2))
+    assert tested.query_load_result(first) is None
+    # Both end between the two questions.
+    for late in hung[0].late:
+        late.end()
+        late.wait()
+    assert tested.query_load_result(second).test(0)
+    assert select.select([descriptor], [], [], 0)[0], "nobody would ask for the first again"
+    os.eventfd_read(descriptor)
+    assert tested.query_load_result(first).test(0)
+    assert not select.select([descriptor], [], [], 0)[0]
+
+
+def test_a_store_that_hangs_holds_up_nothing_else(make, hung):
     tested = make()
     store(tested, [key(1)], [Page(content(1))])
     page = Page()

@@ -1,4 +1,4 @@
-"""LMCache's multi-process server with the line of configuration of docs/lmcache.md, and its own client against it."""
+"""LMCache's multi-process server, started with the line of `docs/lmcache.md`, and its own client against it."""
 
 import json
 import os
@@ -11,8 +11,10 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from driver import spec
 from manager import until
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from page import line_of
 
 LMCACHE = str(Path(sys.executable).with_name("lmcache"))
 ENV = {**os.environ, "LMCACHE_TRACK_USAGE": "false", "LMCACHE_LOG_LEVEL": "WARNING", "LMCACHE_DISABLE_BANNER": "1"}
@@ -43,12 +45,14 @@ def answers(server, port):
 def serving(path, log):
     """A server whose L1 keeps nothing, so that all that is warm is in kvtier. Ends by SIGKILL."""
     rpc, http, prometheus = free_ports(3)
+    replaced = {"lmcache server": f"{LMCACHE} server", "-gb 64": "-gb 0.25"}
+    replaced |= {"/mnt/nvme/kv": str(path), "8GiB": "32MiB", "1TiB": "256MiB"}
     server = subprocess.Popen(
         [
-            *(LMCACHE, "server", "--l1-size-gb", "0.25", "--no-l1-use-lazy", "--eviction-policy", "noop"),
-            *("--l2-store-policy", "skip_l1", "--host", "127.0.0.1", "--port", str(rpc), "--http-host", "127.0.0.1"),
-            *("--http-port", str(http), "--prometheus-port", str(prometheus), "--chunk-size", "256"),
-            *("--l2-adapter", json.dumps(spec(path, host="32MiB", nvme="256MiB"))),
+            *line_of("lmcache.md", "lmcache server", replaced),
+            *("--no-l1-use-lazy", "--eviction-policy", "noop", "--l2-store-policy", "skip_l1", "--host", "127.0.0.1"),
+            *("--port", str(rpc), "--http-host", "127.0.0.1", "--http-port", str(http)),
+            *("--prometheus-port", str(prometheus), "--chunk-size", "256"),
         ],
         env=ENV,
         stdout=log,

@@ -111,7 +111,7 @@ def options(path: Path | None = None, **more: object) -> dict[str, object]:
         **more,
     }
     if path is not None:
-        given |= {"path": str(path), "nvme": "512MiB"}
+        given |= {"path": str(path), "nvme": "64MiB"}
     return given
 
 

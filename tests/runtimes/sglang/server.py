@@ -1,4 +1,4 @@
-"""A real SGLang server on the CPU, with a small Llama of random weights, and a client for it."""
+"""A real SGLang server on the CPU, with a small Llama, and a client for it."""
 
 import contextlib
 import json
@@ -15,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from weights import llama
+
 HERE = Path(__file__).parent
 MODEL = HERE / "models" / "llama"
+"""The configuration of the model. Its weights are made by `weights`."""
 PAGE = 64
 """Tokens of a page."""
 DEVICE_TOKENS = 4096
@@ -24,8 +27,6 @@ DEVICE_TOKENS = 4096
 VOCABULARY = 1024
 _ADMIN = "admin"
 _FLAGS = {
-    "model-path": MODEL,
-    "load-format": "dummy",
     "device": "cpu",
     "attention-backend": "torch_native",
     "page-size": PAGE,
@@ -33,8 +34,6 @@ _FLAGS = {
     "mem-fraction-static": 0.3,
     "host": "127.0.0.1",
     "admin-api-key": _ADMIN,
-    # What decides the weights.
-    "random-seed": 7,
     "skip-tokenizer-init": True,
     "skip-server-warmup": True,
     "disable-overlap-schedule": True,
@@ -81,7 +80,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server"]
-        for name, value in {**_FLAGS, "port": port, **flags}.items():
+        for name, value in {**_FLAGS, "model-path": llama(0), "port": port, **flags}.items():
             command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         path = [str(HERE / "cpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables = {
@@ -159,9 +158,10 @@ class Server:
         except urllib.error.HTTPError as error:
             raise Failed(f"{method} {path}: {error.code} {error.read().decode()}") from None
 
-    def generate(self, tokens: Sequence[int], new: int = 4, timeout: float = 60) -> Reply:
-        """Continues a prompt greedily."""
+    def generate(self, tokens: Sequence[int], new: int = 4, timeout: float = 60, name: str | None = None) -> Reply:
+        """Continues a prompt greedily. With a name it can be aborted."""
         body = {
+            "rid": name,
             "input_ids": list(tokens),
             "sampling_params": {"max_new_tokens": new, "temperature": 0, "ignore_eos": True},
         }
@@ -173,6 +173,10 @@ class Server:
             host=details.get("host", 0),
             storage=details.get("storage", 0),
         )
+
+    def abort(self, name: str) -> None:
+        """Ends a request early, if it is there."""
+        self.call("POST", "/abort_request", {"rid": name})
 
     def flush(self) -> None:
         """Empties the device's pool and SGLang's host pool."""
@@ -204,8 +208,18 @@ class Server:
         }
         self.call("PUT", "/hicache/storage-backend", body)
 
-    def detach(self) -> None:
-        self.call("DELETE", "/hicache/storage-backend")
+    def detach(self, seconds: float = 60) -> None:
+        """Detaches the storage backend, once nothing is under way: what was aborted may still be."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.call("DELETE", "/hicache/storage-backend")
+            except Failed as error:
+                if "not idle" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
 
 def _group(pid: int) -> int | None:

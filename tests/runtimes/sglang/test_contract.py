@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import kvtier
 import pytest
@@ -25,6 +27,7 @@ from host_pools import (
     slots,
 )
 from kvtier.sglang import KvtierStorage
+from redis_server import redis
 from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
 
 import torch
@@ -342,13 +345,35 @@ def test_what_was_cleared_is_gone_also_for_the_next_process(tmp_path: Path) -> N
     backend.close()
 
 
-def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path) -> None:
+def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvtier.sglang import scheduler
+    from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+    def updated_weights():
+        """What all updates of SGLang's do."""
+        return SchedulerWeightUpdaterManager._observe_weight_load(SimpleNamespace(metrics_collector=None), "disk")
+
+    def flush():
+        UnifiedRadixCache.reset(SimpleNamespace(linker=None, _reset_full=lambda: None))
+
     pool = mha()
     fill(pool, 1)
     backend = attach(options(tmp_path), pool)
     controller = Controller(backend, pool)
     assert controller.save(keys(4), range(4))
-    backend.weights_changed()
+    with updated_weights():
+        pass
+    assert backend.batch_exists(keys(4)) == 0
+    # What SGLang had computed before and stores now is of the old weights, until it forgets it.
+    assert controller.save(keys(4), range(4))
+    flush()
+    assert backend.batch_exists(keys(4)) == 0
+    assert controller.save(keys(4), range(4))
+    flush()
+    assert backend.batch_exists(keys(4)) == 4
+    with updated_weights():
+        flush()
     assert backend.batch_exists(keys(4)) == 0
     assert controller.load(keys(4), range(4)) == 0
     fill(pool, 2)
@@ -356,7 +381,15 @@ def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path) -> No
     assert controller.load(keys(4), range(4)) == 4
     backend._pools["kv"].store.flush().wait()
     backend.close()
-    # A process that starts again has the first weights again.
+    # Attached again, it still has the new weights; and a process that starts again has the first ones.
+    want = [content(pool, page) for page in range(4)]
+    backend = attach(options(tmp_path), pool)
+    assert Controller(backend, pool).load(keys(4), range(4)) == 4
+    assert [content(pool, page) for page in range(4)] == want
+    flush()
+    assert backend.batch_exists(keys(4)) == 4
+    backend.close()
+    monkeypatch.setattr(scheduler, "_epoch", "")
     fill(pool, 1)
     want = [content(pool, page) for page in range(4)]
     backend = attach(options(tmp_path), pool)
@@ -365,39 +398,50 @@ def test_nothing_is_served_across_an_update_of_the_weights(tmp_path: Path) -> No
     backend.close()
 
 
-def test_pages_of_another_server_come_from_a_remote_store(tmp_path: Path) -> None:
+def test_pages_of_another_server_come_from_a_remote_store_until_it_hangs(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(32))
-    (tmp_path / "shared").mkdir()
-    remote = {"remotes": [f"file://{tmp_path / 'shared'}"], "secret_file": str(tmp_path / "secret")}
     pool = mha()
     fill(pool, 1)
     want = [content(pool, page) for page in range(16)]
-    first = attach(options(host="64MiB", **remote), pool)
-    prompts = [keys(16, seed) for seed in range(50)]
-    for names in prompts:
-        assert Controller(first, pool).save(names, range(16))
-        # They are written behind it, and left out if there are too many.
-        time.sleep(0.05)
-    first.close()
+    prompts = [keys(16, seed) for seed in range(60)]
+    with redis(tmp_path) as (server, url):
+        remote = {"remotes": [url], "secret_file": str(tmp_path / "secret"), "host": "64MiB"}
+        first = attach(options(**remote), pool)
+        for names in prompts:
+            assert Controller(first, pool).save(names, range(16))
+            # They are written behind it, and left out if there are too many.
+            time.sleep(0.05)
+        first.close()
 
-    fill(pool, 2)
-    second = attach(options(host="64MiB", **remote), pool)
-    controller = Controller(second, pool)
-    hits = 0
-    for names in itertools.islice(itertools.cycle(prompts), 2000):
-        found = second.batch_exists(names)
-        assert controller.load(names[:found], range(found)) == found
-        assert [content(pool, page) for page in range(found)] == want[:found]
-        hits += found
-        if hits > 50:
-            break
-        # What recomputing would take: it makes the store worth its while. Until it was measured it is not used.
-        second.prefilled(0, 16 * PAGE, 1.0)
-        time.sleep(0.02)
-    assert hits > 50
-    assert second.stats()["kv"]["loads_admitted"] > 0
-    assert not len(second._anchor._pins)
-    second.close()
+        fill(pool, 2)
+        second = attach(options(**remote), pool)
+
+        def ask(names: list[str]) -> int:
+            found = second.batch_exists(names)
+            assert Controller(second, pool).load(names[:found], range(found)) == found
+            assert [content(pool, page) for page in range(found)] == want[:found]
+            # What recomputing would take: it makes the store worth its while. Until it was measured it is not used.
+            second.prefilled(0, 16 * PAGE, 1.0)
+            return found
+
+        hits = 0
+        for names in itertools.islice(itertools.cycle(prompts[:50]), 2000):
+            hits += ask(names)
+            if hits > 50:
+                break
+            time.sleep(0.02)
+        assert hits > 50
+        assert second.stats()["kv"]["loads_admitted"] > 0
+        assert not len(second._anchor._pins)
+
+        server.send_signal(signal.SIGSTOP)
+        # Nobody has these. They end at the deadline of the rule, and soon they are not asked for any more.
+        assert [ask(names) for names in prompts[50:]] == [0] * 10
+        # What memory has is served all the same.
+        names = keys(4, 99)
+        assert Controller(second, pool).save(names, range(4))
+        assert second.batch_exists(names) == 4
+        second.close()
 
 
 def test_statistics_are_given_once() -> None:

@@ -24,3 +24,11 @@ def test_a_prompt_comes_back_from_every_place_with_the_same_tokens(detached: Ser
     server.evict(1)
     evicted = server.generate(tokens)
     assert (evicted.tokens, evicted.device, evicted.host) == (cold.tokens, 0, whole)
+
+
+def test_an_answer_depends_on_every_page(detached: Server) -> None:
+    tokens = prompt(2, 700)
+    answer = detached.generate(tokens).tokens
+    for page in range(0, 10, 3):
+        changed = tokens[: page * PAGE] + prompt(3, PAGE) + tokens[(page + 1) * PAGE :]
+        assert detached.generate(changed).tokens != answer

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from damage import flip
 from redis_server import redis
-from server import MODEL, PAGE, Failed, Server, prompt
+from server import PAGE, Failed, Server, prompt
+from weights import llama
 
 WHOLE = 640
 """Tokens in whole pages of the prompts here, which have 700."""
@@ -110,21 +111,12 @@ def test_requests_that_are_aborted_leave_nothing_behind(linked: tuple[Server, Pa
     assert [server.generate(tokens).tokens for tokens in prompts[:6]] == cold
 
 
-def test_new_weights_get_nothing_of_the_old(linked: tuple[Server, Path], tmp_path: Path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    import torch
-
+def test_new_weights_get_nothing_of_the_old(linked: tuple[Server, Path]):
     server, _ = linked
     tokens = prompt(30, 700)
     replies = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig.from_pretrained(MODEL)).to(torch.bfloat16)
-        model.save_pretrained(tmp_path / str(seed))
-        server.call(
-            "POST", "/update_weights_from_disk", {"model_path": str(tmp_path / str(seed)), "load_format": "auto"}
-        )
+    for seed in (1, 2):
+        server.call("POST", "/update_weights_from_disk", {"model_path": str(llama(seed))})
         replies.append(server.generate(tokens))
         assert replies[-1].cached == 0
     assert replies[0].tokens != replies[1].tokens

@@ -342,6 +342,65 @@ def test_a_store_that_is_gone_is_a_miss():
         assert at.linker.counters.errors == 3
 
 
+class Hangs:
+    """A store whose disk does not answer: pins of what is there alone never end."""
+
+    def __init__(self, store):
+        self.store = store
+        self.asked = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.store, name)
+
+    def exists(self, keys) -> bytes:
+        return bytes(min(2 * found, 2) for found in self.store.exists(keys))
+
+    def pin(self, keys, **_: object):
+        self.asked += 1
+        return self
+
+    def wait(self, timeout: float) -> None:
+        time.sleep(timeout)
+
+    def statuses(self) -> bytes:
+        return bytes(99)
+
+    def served(self) -> list[bool]:
+        return [False] * 6
+
+    def cancel(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_disk_that_hangs_costs_one_lookup_its_time():
+    with device("heads", timeout=0.05) as at:
+        at.fill(1)
+        keys = at.stored("prompt", range(6))
+        (part,) = at.parts
+        works, hangs = part.store, Hangs(part.store)
+        clock = [0.0]
+        at.linker._holds._now = lambda: clock[0]
+        part.store = hangs
+        assert at.lookup("a", keys) == []
+        assert (hangs.asked, at.linker.stats()["late_lookups"], at.pinned()) == (1, 1, 0)
+        # Now it is left alone, while memory still serves.
+        assert at.lookup("b", keys) == []
+        assert hangs.asked == 1
+        part.store = works
+        assert at.lookup("c", keys)[-1] == 6
+        at.linker.reset()
+        part.store = hangs
+        for pause, asked in ((4.0, 1), (2.0, 2), (9.0, 2), (2.0, 3)):
+            # 5 s, then 10 s.
+            clock[0] += pause
+            assert at.lookup(f"after {clock[0]}", keys) == []
+            assert hangs.asked == asked
+        part.store = works
+
+
 def test_a_remote_store_serves_others_and_may_hang(tmp_path: Path):
     secret = tmp_path / "secret"
     secret.write_bytes(os.urandom(32))

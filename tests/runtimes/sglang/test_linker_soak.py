@@ -1,7 +1,7 @@
 """Many requests through SGLang's tree and the linker, with cancels, restarts, new weights and damage.
 
-300 requests of each kind of pools, or as many as KVTIER_SOAK says if that is more than one; 1 stands for 10,000. Then as
-many go to a real server, too.
+300 requests of each kind of pools, or as many as KVTIER_SOAK says if that is more than one; 1 stands for 10,000. Then
+as many go to a real server, too.
 """
 
 import contextlib

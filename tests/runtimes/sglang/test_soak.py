@@ -1,20 +1,24 @@
-"""Many requests through tree, controller and backend, with cancels, flushes, restarts, failures and damage.
+"""Many requests, with cancels, flushes, restarts, failures and damage.
 
-200 requests, or as many as KVTIER_SOAK says if that is more than one; 1 stands for 10,000.
+Through SGLang's tree and controller 200, or as many as KVTIER_SOAK says if that is more than one; 1 stands for 10,000.
+Through a server 40, or 400.
 """
 
+import contextlib
 import gc
 import os
 import random
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import host_pools
 import pytest
 from damage import flip
 from engine import Engine
-from host_pools import PAGE
+from server import PAGE, Server, prompt
 
 ASKED = int(os.environ.get("KVTIER_SOAK", "0"))
 REQUESTS = {0: 200, 1: 10_000}.get(ASKED, ASKED)
@@ -34,13 +38,13 @@ def config(path: Path | None, **more: object) -> dict[str, object]:
         "module_path": "kvtier.sglang",
         "class_name": "KvtierStorage",
         "interface_v1": 1,
-        "prefetch_threshold": PAGE,
+        "prefetch_threshold": 16,
         "revision": "1",
         # Fewer pages than the requests have, so that most of them come from the disk.
         "host": "1MiB",
         **more,
     }
-    return given if path is None else given | {"path": str(path), "nvme": "512MiB", "keep_at_exit": True}
+    return given if path is None else given | {"path": str(path), "nvme": "256MiB", "keep_at_exit": True}
 
 
 def usage() -> dict[str, int]:
@@ -58,8 +62,10 @@ def usage() -> dict[str, int]:
 def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine, tmp_path: Path) -> None:
     draw = random.Random(5)
     # Conversations: prompts that begin alike and go on differently.
-    starts = [draw.choices(range(1000), k=PAGE * draw.randrange(1, 8)) for _ in range(12)]
-    prompts = [draw.choice(starts) + draw.choices(range(1000), k=PAGE * draw.randrange(1, 8)) for _ in range(120)]
+    starts = [draw.choices(range(1000), k=host_pools.PAGE * draw.randrange(1, 8)) for _ in range(12)]
+    prompts = [
+        draw.choice(starts) + draw.choices(range(1000), k=host_pools.PAGE * draw.randrange(1, 8)) for _ in range(120)
+    ]
     stored = computed = cancelled = restarts = flushes = flipped = 0
     seen: list[dict[str, int]] = []
     engine.attach(config(tmp_path))
@@ -102,3 +108,64 @@ def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine
         assert max(one["descriptors"] for one in seen) - seen[0]["descriptors"] <= 2
         # 64 MiB in thousands of requests and hundreds of stores is noise of the allocator, and no leak of pages.
         assert seen[-1]["rss_kib"] - seen[0]["rss_kib"] < 64 << 10
+
+
+def test_a_server_answers_the_same_whatever_happens(detached: Server, tmp_path: Path) -> None:
+    server = detached
+    draw = random.Random(6)
+    starts = [prompt(600 + at, PAGE * draw.randrange(1, 8)) for at in range(5)]
+    prompts = [draw.choice(starts) + prompt(700 + at, draw.randrange(100, 700)) for at in range(20)]
+    # Which part was computed together decides how sums are rounded, and nothing else decides an answer.
+    answers: dict[tuple[int, int], tuple[int, ...]] = {}
+    stored = aborted = 0
+    before: dict[str, int] = {}
+    server.attach(config(tmp_path, host="16MiB"))
+    total = 400 if ASKED else 40
+    for number in range(total):
+        which = draw.randrange(len(prompts))
+        if draw.random() < 0.15:
+            name = f"aborted {number}"
+            thread = threading.Thread(target=_abandoned, args=(server, prompts[which], name))
+            thread.start()
+            time.sleep(draw.random() * 0.1)
+            server.abort(name)
+            thread.join()
+            aborted += 1
+            continue
+        reply = server.generate(prompts[which])
+        assert answers.setdefault((which, reply.cached), reply.tokens) == reply.tokens
+        stored += reply.storage
+        if number % 8 == 7:
+            server.flush()
+        if number % 20 == 19:
+            server.detach()
+            server.flush()
+            flip(tmp_path, every=1_000_000)
+            server.attach(config(tmp_path, host="16MiB"))
+            now = server_usage(server)
+            before = before if number > total // 4 and before else now
+            if ASKED:
+                print(number + 1, stored, aborted, now, file=sys.stderr, flush=True)
+    assert stored > 0
+    after = server_usage(server)
+    assert after["threads"] <= before["threads"] + 2
+    assert after["descriptors"] <= before["descriptors"] + 4
+    assert after["rss_kib"] <= before["rss_kib"] + (64 << 10)
+
+
+def _abandoned(server: Server, tokens: list[int], name: str) -> None:
+    # Over before it could be aborted, or an error or nothing as it was.
+    with contextlib.suppress(Exception):
+        server.generate(tokens, name=name)
+
+
+def server_usage(server: Server) -> dict[str, int]:
+    """What the processes of a server have together."""
+    totals = {"rss_kib": 0, "threads": 0, "descriptors": 0}
+    for pid in server.processes():
+        process = Path(f"/proc/{pid}")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            totals["rss_kib"] += int((process / "status").read_text().split("VmRSS:")[1].split()[0])
+            totals["threads"] += len(os.listdir(process / "task"))
+            totals["descriptors"] += len(os.listdir(process / "fd"))
+    return totals

@@ -11,13 +11,26 @@
 ```
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvtier.sglang.backend import KvtierStorage
     from kvtier.sglang.linker import KvtierLinker
 
-__all__ = ["KvtierLinker", "KvtierStorage"]
+__all__ = ["KvtierLinker", "KvtierStorage", "plugin"]
+
+
+def plugin() -> None:
+    """What SGLang calls in each of its processes (entry point `sglang.srt.plugins`).
+
+    Updates of the weights are noticed from the start of a scheduler, also for storage that is attached afterwards.
+    Storage backends cannot be registered by name: SGLang's list of their names is closed.
+    """
+    if "sglang.srt.managers.scheduler" in sys.modules:
+        from kvtier.sglang.scheduler import watch
+
+        watch()
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

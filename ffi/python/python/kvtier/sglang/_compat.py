@@ -27,6 +27,7 @@ from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPoo
 from sglang.srt.mem_cache.pool_host import HostKVCache as HostPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import UnifiedCacheLinker
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache as RadixCache
 from sglang.srt.observability.metrics_collector import StorageMetrics
 from sglang.srt.runtime_context import get_parallel, get_server_args
 from torch import Tensor
@@ -46,6 +47,7 @@ __all__ = [
     "PoolName",
     "PoolTransfer",
     "PoolTransferResult",
+    "RadixCache",
     "SWAKVPool",
     "ScheduleBatch",
     "Scheduler",

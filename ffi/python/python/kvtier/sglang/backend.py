@@ -25,7 +25,7 @@ from kvtier.sglang.meter import Complaints, Meter
 from kvtier.sglang.namespace import Rank, layout, pool_name, weights
 from kvtier.sglang.pages import Pages, pages_of
 from kvtier.sglang.pool import PoolStore, Slow
-from kvtier.sglang.scheduler import listen
+from kvtier.sglang.scheduler import epoch, listen
 
 logger = logging.getLogger("kvtier.sglang")
 
@@ -58,7 +58,8 @@ class KvtierStorage(HiCacheStorage):
         self._pools: dict[str, PoolStore] = {}
         self._anchor: PoolStore | None = None
         self._total = 0
-        self._salt = ""
+        # A part of every key. Pages of the weights that the server started with have none.
+        self._salt = epoch()
         self._meter = Meter()
         self._complaints = Complaints()
         if not self._zero_copy:
@@ -95,18 +96,18 @@ class KvtierStorage(HiCacheStorage):
             raise
 
     def _open(self, names: Sequence[str]) -> None:
-        pages = {name: pages_of(self._hosts[name], name) for name in names}
-        volumes = {name: _volume(self._hosts[name], pages) for name, pages in pages.items() if pages is not None}
+        addressed = {name: pages_of(self._hosts[name], name) for name in names}
+        pages = {name: found for name, found in addressed.items() if found is not None}
+        volumes = {name: _volume(self._hosts[name], found) for name, found in pages.items()}
         # A pool that comes later has its share on top.
         self._total = self._total or sum(volumes.values())
-        for name, volume in volumes.items():
-            found = pages[name]
-            assert found is not None
-            slow = self._slow() if name == _KV else None
+        for name, found in pages.items():
+            # Of several pools one alone is of no use.
+            slow = self._slow() if list(pages) == [_KV] else None
             options = self._options if slow else dataclasses.replace(self._options, remotes=(), weigh_nvme=False)
             store = options.open(
                 part=f"{self._rank.directory()}/{name}",
-                share=volume / self._total,
+                share=volumes[name] / self._total,
                 block_bytes=found.page_bytes,
                 model=self._model,
                 layout=layout(self._rank, name, self._hosts[name], found.sizes),
@@ -256,7 +257,7 @@ class KvtierStorage(HiCacheStorage):
         """
         try:
             for pool in self._pools.values():
-                pool.store.clear()
+                pool.clear()
         except Error:
             self._salt = uuid.uuid4().hex
             raise
@@ -264,7 +265,7 @@ class KvtierStorage(HiCacheStorage):
 
     def weights_changed(self) -> None:
         """Pages of the old weights are not served any more; those of the new ones not after the process's end."""
-        self._salt = uuid.uuid4().hex
+        self._salt = epoch()
         logger.info("kvtier: the weights were replaced: what was stored before is not served any more")
 
     def prefilled(self, start: int, end: int, seconds: float) -> None:

@@ -186,7 +186,7 @@ class Holds:
             hold.tickets.append((part, len(wanted), ticket))
             if ticket.wait(patience) is None or KeyStatus.TIMED_OUT in ticket.statuses():
                 self._was_late()
-            else:
+            elif not self._only_host:
                 self._pause = _BREAK_SECONDS[0]
             pinned.update(key for key, served in zip(wanted, ticket.served(), strict=True) if served)
         return next((index for index, key in enumerate(keys) if key not in pinned), len(keys))

@@ -83,11 +83,6 @@ class PoolStore:
         scatter(leading(served))
         return served
 
-    def close(self) -> None:
-        """Closes the store; raises `kvtier.Error` if that did not go well."""
-        self._pins.release()
-        self.store.close()
-
     def load_into(self, keys: Sequence[str], buffers: Buffers, seconds: float) -> list[bool]:
         """The same, into any buffers."""
         served = self._run("loading", self.store.get, self._meter.loaded, keys, buffers, seconds)
@@ -112,6 +107,16 @@ class PoolStore:
     def save_from(self, keys: Sequence[str], buffers: Buffers, seconds: float) -> list[bool]:
         """The same, from any buffers."""
         return self._run("storing", self.store.put, self._meter.stored, keys, buffers, seconds)
+
+    def clear(self) -> None:
+        """Nothing that was stored before is served any more; raises `kvtier.Error` if it will be after a restart."""
+        self._pins.release()
+        self.store.clear()
+
+    def close(self) -> None:
+        """Closes the store; raises `kvtier.Error` if that did not go well."""
+        self._pins.release()
+        self.store.close()
 
     def _run(
         self,

@@ -151,6 +151,7 @@ class KvtierManager(OffloadingManager):
         """The weights have changed: nothing that was stored, or is being loaded or stored, is used any more."""
         self._epoch += 1
         self._lookups.clear()
+        self._not_stored.clear()
         # Those asks and passes are of before.
         self._orders = Orders()
         self._order(Orders(clear=True))
