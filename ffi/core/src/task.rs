@@ -248,6 +248,14 @@ pub enum LayerError {
 #[must_use = "a ticket says when the buffers may be used again"]
 pub struct Ticket(Arc<Task>);
 
+/// The pins end here and not with the task, of which a worker may have a reference for a moment longer.
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let pins = std::mem::take(&mut self.0.state.lock().pins);
+        drop(pins);
+    }
+}
+
 impl Ticket {
     pub(crate) fn new(task: Arc<Task>) -> Self {
         Self(task)
