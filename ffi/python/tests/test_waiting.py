@@ -4,6 +4,7 @@ import _thread
 import asyncio
 import gc
 import select
+import signal
 import threading
 import weakref
 
@@ -45,8 +46,11 @@ def test_waiting_ends_at_its_limit_and_the_operation_goes_on(slow):
     assert set(ticket.statuses()) == {KeyStatus.PENDING}
 
 
-def test_ctrl_c_ends_a_wait(slow):
+def test_ctrl_c_ends_a_wait(slow, request):
     _, ticket = slow
+    # It is ignored in what a shell has started in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     timer = threading.Timer(0.1, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
