@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from server import MODEL, Server, prompt
+from server import Server, prompt
+from weights import llama
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from page import line_of
@@ -12,7 +13,7 @@ from page import line_of
 
 def flags_of(page: str, host: str, directory: Path) -> dict[str, object]:
     """The flags of a page's line. Sizes are those of a small machine."""
-    replaced = {"MODEL": str(MODEL), "/mnt/nvme/kv": str(directory), host: "64MiB", "1TiB": "256MiB"}
+    replaced = {"MODEL": str(llama(1)), "/mnt/nvme/kv": str(directory), host: "64MiB", "1TiB": "256MiB"}
     words = line_of(page, "python -m sglang.launch_server", replaced)
     flags: dict[str, object] = {}
     for word in words[3:]:
