@@ -90,6 +90,9 @@ static void stores_and_loads(kvtier_store store)
     OK(kvtier_store_put(store, &strings, &ticket));
     CHECK(finish(ticket).prefix == 1);
 
+    /* What is on its way to NVMe is in use. */
+    OK(kvtier_store_flush(store, 60 * SECOND, (kvtier_queue){0}, 0, &ticket));
+    finish(ticket);
     uint8_t removals[2] = {9, 9};
     OK(kvtier_store_remove(store, &strings, removals));
     CHECK(removals[0] == KVTIER_REMOVE_DONE && removals[1] == KVTIER_REMOVE_ABSENT);
