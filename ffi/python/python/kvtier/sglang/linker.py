@@ -190,13 +190,18 @@ class KvtierLinker(UnifiedCacheLinker):
         self._queued[rid] = queued
         return True
 
+    def _pages(self, transfer: PoolTransfer) -> tuple[list[str], list[int]]:
+        """The keys of a transfer, and the page of the device's pool of each."""
+        keys = list(transfer.keys)
+        pages = pages_of(self.pools[transfer.name], transfer.host_indices)
+        if len(pages) != len(keys):
+            raise ValueError(f"{len(pages)} pages for {len(keys)} keys in the pool {transfer.name.value}")
+        return keys, pages
+
     def _resolve_load(self, queued: _Queued, transfers: list[PoolTransfer]) -> bool:
         resolved = self._group.resolve_transfers(transfers, allow_partial=True, allow_missing_kv=True)
         for transfer in resolved:
-            keys = list(transfer.keys)
-            pages = pages_of(self.pools[transfer.name], transfer.host_indices)
-            if len(pages) != len(keys):
-                raise ValueError(f"{len(pages)} pages for {len(keys)} keys in the pool {transfer.name.value}")
+            keys, pages = self._pages(transfer)
             for part in self._parts[transfer.name]:
                 if queued.hold is None or not queued.hold.covers(part, keys):
                     return False
@@ -276,10 +281,7 @@ class KvtierLinker(UnifiedCacheLinker):
             raise Busy(f"{_MOST_OFFLOADS} offloads are under way")
         # The copies wait for what is queued in the streams that the pools were registered with.
         for transfer in resolved:
-            keys = list(transfer.keys)
-            pages = pages_of(self.pools[transfer.name], transfer.host_indices)
-            if len(pages) != len(keys):
-                raise ValueError(f"{len(pages)} pages for {len(keys)} keys in the pool {transfer.name.value}")
+            keys, pages = self._pages(transfer)
             for part in self._parts[transfer.name]:
                 offload.tickets.append(part.offload(keys, pages))
 

@@ -68,16 +68,23 @@ def _backends(vllm_config: VllmConfig) -> str:
 
 def layout(config: OffloadingConfig, **more: object) -> str:
     """The layout's text for one store of this rank."""
-    parallel = config.parallel
     return describe(
         kv_dtype=config.model.dtype,
         kv_layout=config.kv_cache_layout,
         tokens_per_hash=config.cache.tokens_per_hash,
-        rank=parallel.rank,
-        ranks=parallel.world_size,
-        tp=parallel.tp_size,
-        pp=parallel.pp_size,
-        pcp=parallel.pcp_size,
-        dcp=parallel.dcp_size,
+        rank=config.parallel.rank,
+        **ranks(config),
         **more,
     )
+
+
+def ranks(config: OffloadingConfig) -> dict[str, object]:
+    """Into how many parts, and which, the KV cache is divided."""
+    parallel = config.parallel
+    return {
+        "ranks": parallel.world_size,
+        "tp": parallel.tp_size,
+        "pp": parallel.pp_size,
+        "pcp": parallel.pcp_size,
+        "dcp": parallel.dcp_size,
+    }

@@ -9,6 +9,7 @@ from kvtier.vllm._compat import (
     OffloadingMetricMetadata,
 )
 from kvtier.vllm.rank import Rank
+from kvtier.vllm.store_counters import STORE_COUNTERS
 from kvtier.vllm.worker import Counts, KvtierWorker
 
 _EVERY = 1.0
@@ -20,17 +21,6 @@ _WORKER = {
     "blocks_not_stored": "Blocks that kvtier did not take: no room, too much under way, or computed before a reset.",
     "loads_failed": "Loads that did not bring every block; their requests were recomputed.",
     "loads_late": "Those of them whose time was over.",
-}
-_STORE_COUNTERS = {
-    "nvme_reads": "Blocks read from NVMe.",
-    "nvme_writes": "Blocks written to NVMe.",
-    "failed_loads": "Blocks that could not be read, or were not what was stored.",
-    "failed_writes": "Blocks that could not be written.",
-    "lost_to_eviction": "Blocks pushed out of host memory that no other tier had.",
-    "remote_reads": "Blocks read from remote stores.",
-    "remote_writes": "Blocks written to remote stores.",
-    "loads_admitted": "Times that loading from a slow source was chosen over recomputing.",
-    "loads_refused": "Times that recomputing was chosen.",
 }
 _STORE_GAUGES = {
     "host_slots": "Blocks that host memory has room for.",
@@ -51,7 +41,7 @@ def name(short: str) -> str:
 
 def definitions() -> dict[str, OffloadingMetricMetadata]:
     """For vLLM's registry. Sizes are of each rank."""
-    counters = _WORKER | _STORE_COUNTERS | _MANAGER
+    counters = _WORKER | STORE_COUNTERS | _MANAGER
     all_metrics: dict[str, OffloadingMetricMetadata] = {
         name(short): OffloadingCounterMetadata(documentation=text) for short, text in counters.items()
     }
@@ -80,7 +70,7 @@ class WorkerStats:
             if value := getattr(counts, short):
                 stats.increase_counter(name(short), value)
         totals = _totals(self._worker.rank)
-        for short in _STORE_COUNTERS:
+        for short in STORE_COUNTERS:
             if more := totals.get(short, 0) - self._seen.get(short, 0):
                 stats.increase_counter(name(short), more)
         for short in _STORE_GAUGES:

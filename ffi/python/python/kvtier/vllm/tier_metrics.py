@@ -10,6 +10,7 @@ from kvtier.vllm._compat import (
     OffloadingGaugeMetadata,
     OffloadingMetricMetadata,
 )
+from kvtier.vllm.store_counters import STORE_COUNTERS
 
 _EVERY = 1.0
 """Seconds between two looks at the store's counters, which take 20 µs; vLLM asks in every step."""
@@ -22,17 +23,6 @@ _TIER = {
     "blocks_not_loaded": "Blocks that were found and could not be loaded; they were recomputed.",
     "loads_late": "Loads whose time was over.",
     "jobs_refused": "Jobs that were not begun as too much was under way.",
-}
-_STORE = {
-    "nvme_reads": "Blocks read from NVMe.",
-    "nvme_writes": "Blocks written to NVMe.",
-    "failed_loads": "Blocks that could not be read, or were not what was stored.",
-    "failed_writes": "Blocks that could not be written.",
-    "lost_to_eviction": "Blocks pushed out of host memory that no other tier had.",
-    "remote_reads": "Blocks read from remote stores.",
-    "remote_writes": "Blocks written to remote stores.",
-    "loads_admitted": "Times that loading from a slow source was chosen over recomputing.",
-    "loads_refused": "Times that recomputing was chosen.",
 }
 _GAUGES = {
     "host_slots": "Blocks that kvtier's host memory has room for.",
@@ -48,7 +38,8 @@ def _name(short: str) -> str:
 
 def definitions() -> dict[str, OffloadingMetricMetadata]:
     """For vLLM's registry."""
-    counters = {_name(name): OffloadingCounterMetadata(documentation=text) for name, text in (_TIER | _STORE).items()}
+    texts = _TIER | STORE_COUNTERS
+    counters = {_name(name): OffloadingCounterMetadata(documentation=text) for name, text in texts.items()}
     gauges = {_name(name): OffloadingGaugeMetadata(documentation=text) for name, text in _GAUGES.items()}
     return {**counters, **gauges}
 
@@ -81,7 +72,7 @@ class Stats:
         self._next = time.monotonic() + _EVERY
         now = asdict(self._counts) | self._store.stats()
         stats = OffloadingConnectorStats()
-        for short in _TIER | _STORE:
+        for short in _TIER | STORE_COUNTERS:
             if more := now[short] - self._seen.get(short, 0):
                 stats.increase_counter(_name(short), more)
         for short in _GAUGES:

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvtier import Runs, Store
 from kvtier.options import StoreOptions, describe
 from kvtier.vllm._compat import MINOR, OffloadingConfig
-from kvtier.vllm.identity import digest
+from kvtier.vllm.identity import digest, ranks
 
 _LEAST_ROWS = 64
 """Rows of host memory at least: what is on its way to and from the drive is there."""
@@ -62,7 +62,7 @@ def open_store(options: StoreOptions, given: Mapping[str, object], config: Offlo
 
 
 def _layout(config: OffloadingConfig) -> str:
-    parallel, model = config.parallel, Path(config.model.name)
+    model = Path(config.model.name)
     return describe(
         runtime=f"vllm-tier-{MINOR}",
         # All that a tier is told of the model is its name: of a hub's repository, `revision` says which weights.
@@ -75,9 +75,5 @@ def _layout(config: OffloadingConfig) -> str:
         blocks_per_chunk=config.cache.blocks_per_chunk,
         tokens_per_hash=config.cache.tokens_per_hash,
         worker_block_bytes=config.worker_kv_bytes_per_block,
-        ranks=parallel.world_size,
-        tp=parallel.tp_size,
-        pp=parallel.pp_size,
-        pcp=parallel.pcp_size,
-        dcp=parallel.dcp_size,
+        **ranks(config),
     )
