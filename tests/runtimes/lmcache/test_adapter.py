@@ -273,6 +273,30 @@ def test_usage_deletion_and_what_listeners_hear(make, tmp_path):
     assert lookup(tested, [key(1, "a")]) == [False]
 
 
+def test_what_is_being_written_is_deleted_too(make, tmp_path):
+    """At once for LMCache, and from memory and NVMe when the write has ended."""
+    tested = make(tmp_path)
+    in_use = 0
+    for start in range(0, 400, 4):
+        keys = [key(chunk) for chunk in range(start, start + 4)]
+        store(tested, keys, [Page(content(one)) for one in keys])
+        tested.delete(keys)
+        in_use = tested.report_status()["deleted_but_in_use"]
+        assert lookup(tested, keys) == [False] * 4
+        if in_use:
+            break
+    assert in_use, "nothing was being written: the test shows nothing"
+    assert tested.get_usage().total_bytes_used == 0
+    # Stored again, an object stays, whatever was to become of the one before it.
+    store(tested, keys[:1], [Page(content(keys[0]))])
+    settle(tested)
+    assert tested.report_status()["deleted_but_in_use"] == 0
+    assert lookup(tested, keys) == [True, False, False, False]
+    (held,) = tested.report_status()["stores"].values()
+    assert held["host_used"] == 1
+    assert held["nvme_used"] == 1
+
+
 def test_what_is_locked_is_not_deleted(make):
     tested = make()
     store(tested, [key(1), key(2)], [Page(content(1)), Page(content(2))])

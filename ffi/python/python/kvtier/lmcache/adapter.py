@@ -102,6 +102,7 @@ class KvtierAdapter(L2AdapterInterface):
 
         def put(batch: _Batch, queue: Queue, tag: int) -> Ticket:
             buffers = batch.shelf.buffers(batch.memory, objects)
+            self._inventory.wanted(batch.names)
             return batch.shelf.store.put(batch.names, buffers, timeout=self._timeout, queue=queue, tag=tag)
 
         def conclude(tickets: list[Ticket]) -> L2StoreResult:
@@ -188,7 +189,7 @@ class KvtierAdapter(L2AdapterInterface):
     # Eviction and usage
 
     def delete(self, keys: list[ObjectKey]) -> None:
-        """Removes objects from memory and NVMe, except those that are locked or in use."""
+        """Removes objects from memory and NVMe, except those that are locked."""
         self._tell_gone(self._inventory.delete(keys))
 
     def get_usage(self) -> AdapterUsage:
@@ -279,6 +280,7 @@ class KvtierAdapter(L2AdapterInterface):
         def conclude(tickets: list[Ticket]) -> None:
             if any(ticket.statuses()[0] == KeyStatus.FAILED for ticket in tickets):
                 self._complaints.note("writes to NVMe that failed")
+            self._inventory.sweep()
             if self._keeping.pop(shelf, None) == _Keeping.AND_ONCE_MORE and tickets:
                 self._keep(shelf)
 

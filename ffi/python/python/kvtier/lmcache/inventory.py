@@ -41,6 +41,8 @@ class Inventory:
         self._lock = threading.Lock()
         self._catalogue = Catalogue()
         self._locks = Locks()
+        # Names of deleted objects that a store could not let go of yet, as it was writing or reading them.
+        self._lingering: dict[bytes, Shelf] = {}
         # The journal's disk may hang: look-ups and loads never take this.
         self._journal_lock = threading.Lock()
         self._journal = None if options.path is None else Journal(Path(options.path) / "objects.journal")
@@ -104,7 +106,7 @@ class Inventory:
     def stored(self, objects: list[Stored]) -> tuple[list[int], list[Known]]:
         """Notes objects that are stored now. Returns the bytes that each takes more than before, and what is gone."""
         more: list[int] = []
-        replaced: list[Entry | None] = []
+        replaced: list[Entry] = []
         with self._lock:
             for key, name, shape, shelf in objects:
                 before = self._catalogue.add(key, name, shape, shelf.block)
@@ -112,8 +114,7 @@ class Inventory:
                 if before is not None and before.name != name:
                     replaced.append(before)
             some = self._catalogue.oldest_checked(2 * len(objects) + _CHECKED)
-        for shelf, positions in self._by_shelf(replaced).items():
-            self._remove(shelf, [entry.name for at in positions if (entry := replaced[at])])
+            self._remove(replaced)
         self._write(["+", *_fields(key), shape.size, shape.layout] for key, _, shape, _ in objects)
         return more, self.check(some)
 
@@ -130,18 +131,24 @@ class Inventory:
             return [known for known in gone if self._drop(known)]
 
     def delete(self, keys: Iterable[ObjectKey]) -> list[Known]:
-        """Removes objects that are not locked or in use, and returns those that are gone now."""
+        """Forgets objects that are not locked, and returns them. Their blocks go when nothing uses them any more."""
         with self._lock:
             some = [(key, entry) for key in dict.fromkeys(keys) if (entry := self._catalogue.get(key))]
-            some = [known for known in some if known[0] not in self._locks]
-        gone: list[Known] = [known for known in some if self.shelves.find(known[1].shape.size) is None]
-        for shelf, positions in self._by_shelf([entry for _, entry in some]).items():
-            removals = self._remove(shelf, [some[at][1].name for at in positions])
-            gone.extend(some[at] for at, done in zip(positions, removals, strict=True) if done != Removal.IN_USE)
-        with self._lock:
-            gone = [known for known in gone if self._drop(known)]
+            gone = [known for known in some if known[0] not in self._locks and self._drop(known)]
+            self._remove(entry for _, entry in gone)
         self._write(["-", *_fields(key)] for key, _ in gone)
         return gone
+
+    def wanted(self, names: Iterable[bytes]) -> None:
+        """These are about to be stored: their blocks stay, although objects of these names were deleted."""
+        with self._lock:
+            for name in names:
+                self._lingering.pop(name, None)
+
+    def sweep(self) -> None:
+        """Removes the blocks of deleted objects that were in use at the time."""
+        with self._lock:
+            self._remove(())
 
     def usage(self) -> tuple[int, dict[str, int]]:
         """Bytes in all, and of each salt."""
@@ -161,13 +168,19 @@ class Inventory:
     def counts(self) -> dict[str, int]:
         """For a report."""
         with self._lock:
-            return {"objects": len(self._catalogue), "locked_objects": len(self._locks), "pins": self._locks.pins}
+            return {
+                "objects": len(self._catalogue),
+                "locked_objects": len(self._locks),
+                "pins": self._locks.pins,
+                "deleted_but_in_use": len(self._lingering),
+            }
 
     def close(self) -> None:
         """Ends all locks and closes the stores and the journal."""
         with self._lock:
             self._locks.clear()
             self._catalogue = Catalogue()
+            self._lingering.clear()
         try:
             self.shelves.close()
         finally:
@@ -195,12 +208,23 @@ class Inventory:
         key, entry = known
         return self._catalogue.get(key) is entry and self._catalogue.remove(key) is not None
 
-    def _remove(self, shelf: Shelf, names: list[bytes]) -> bytes:
-        try:
-            return shelf.store.remove(names)
-        except Error as error:
-            self._complaints.note("deletions that kvtier refused", error)
-            return bytes([Removal.IN_USE]) * len(names)
+    def _remove(self, entries: Iterable[Entry]) -> None:
+        """Under the lock, so that nothing that is `wanted` meanwhile goes."""
+        for entry in entries:
+            if (shelf := self.shelves.find(entry.shape.size)) is not None:
+                self._lingering[entry.name] = shelf
+        by_shelf: dict[Shelf, list[bytes]] = {}
+        for name, shelf in self._lingering.items():
+            by_shelf.setdefault(shelf, []).append(name)
+        for shelf, names in by_shelf.items():
+            try:
+                removals = shelf.store.remove(names)
+            except Error as error:
+                self._complaints.note("deletions that kvtier refused", error)
+                continue
+            for name, removal in zip(names, removals, strict=True):
+                if removal != Removal.IN_USE:
+                    del self._lingering[name]
 
     # The journal
 
