@@ -1,6 +1,7 @@
 """The adapter that LMCache's controllers call."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -8,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kvtier import Error, Invalid, KeyStatus, Queue, Ticket
+from kvtier.complaints import Complaints
 from kvtier.lmcache._compat import (
     AdapterUsage,
     Bitmap,
@@ -22,12 +24,13 @@ from kvtier.lmcache._compat import (
     layout_of,
     seed_usage,
 )
-from kvtier.lmcache.complaints import Complaints
 from kvtier.lmcache.completions import Completions
 from kvtier.lmcache.inventory import Inventory, Known, Stored
 from kvtier.lmcache.naming import Shape, name_of
 from kvtier.lmcache.shelves import NoShelfError, Shelf
 from kvtier.options import StoreOptions, parse_bytes
+
+_log = logging.getLogger("kvtier.lmcache")
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +77,7 @@ class KvtierAdapter(L2AdapterInterface):
         self._timeout = options.timeout
         self._on_disk = options.path is not None
         self._keeping: dict[Shelf, _Keeping] = {}
-        self._complaints = Complaints()
+        self._complaints = Complaints(_log, "LMCache recomputes")
         self._inventory = Inventory(options, sizes, self._complaints)
         seed_usage(self, *self._inventory.usage())
         self._stores: Completions[L2StoreResult] = Completions()

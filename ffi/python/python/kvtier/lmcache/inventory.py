@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from kvtier import Error, Presence, Removal
+from kvtier.complaints import Complaints
 from kvtier.lmcache._compat import ObjectKey
 from kvtier.lmcache.catalogue import Catalogue, Entry
-from kvtier.lmcache.complaints import Complaints
 from kvtier.lmcache.journal import Journal
 from kvtier.lmcache.locks import Locks, Pin
 from kvtier.lmcache.naming import Shape, name_of

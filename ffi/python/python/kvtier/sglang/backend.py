@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kvtier import log
 from kvtier._enums import Presence
-from kvtier.errors import Error, Invalid
+from kvtier.complaints import Complaints
+from kvtier.errors import Error
 from kvtier.options import StoreOptions
 from kvtier.sglang import hits
 from kvtier.sglang._compat import (
@@ -21,7 +22,7 @@ from kvtier.sglang._compat import (
     StorageMetrics,
     Tensor,
 )
-from kvtier.sglang.meter import Complaints, Meter
+from kvtier.sglang.meter import Meter
 from kvtier.sglang.namespace import Rank, layout, pool_name, weights
 from kvtier.sglang.pages import Pages, pages_of
 from kvtier.sglang.pool import PoolStore, Slow
@@ -61,7 +62,7 @@ class KvtierStorage(HiCacheStorage):
         # A part of every key. Pages of the weights that the server started with have none.
         self._salt = epoch()
         self._meter = Meter()
-        self._complaints = Complaints()
+        self._complaints = Complaints(logger, "SGLang recomputes")
         if not self._zero_copy:
             logger.warning('kvtier: without "interface_v1": 1 SGLang copies every page once more than needed')
         try:
@@ -192,8 +193,8 @@ class KvtierStorage(HiCacheStorage):
         pool = self._pools.get(name)
         slots = transfer.host_indices
         if pool is None or slots is None or len(slots) != len(keys) * self._hosts[name].page_size:
-            wrong = Invalid("no such pool" if pool is None else "other numbers of keys and of slots")
-            self._complaints.add(f"a transfer of {name}", wrong)
+            wrong = "no such pool" if pool is None else "other numbers of keys and of slots"
+            self._complaints.note(f"a transfer of {name} failed", wrong)
             return [False] * len(keys)
         return run(pool, self._salted(keys), slots, self._patience(len(keys)))
 
@@ -216,7 +217,7 @@ class KvtierStorage(HiCacheStorage):
         """Loads pages into tensors, of which those that were not there are `None` in the answer."""
         pool = self._anchor
         if pool is None or any(tensor is None or tensor.nbytes != pool.pages.page_bytes for tensor in target_locations):
-            self._complaints.add("loading a page", Invalid("a tensor is no page of the pool"))
+            self._complaints.note("loading a page failed", "a tensor is no page of the pool")
             return [None] * len(keys)
         served = pool.load_into(self._flat(keys), list(target_locations), self._patience(len(keys)))
         return [tensor if done else None for tensor, done in zip(target_locations, served, strict=True)]
@@ -242,7 +243,7 @@ class KvtierStorage(HiCacheStorage):
         pool = self._anchor
         tensors = values if values is not None else target_locations
         if pool is None or any(tensor is None or tensor.nbytes != pool.pages.page_bytes for tensor in tensors):
-            self._complaints.add("storing a page", Invalid("a tensor is no page of the pool"))
+            self._complaints.note("storing a page failed", "a tensor is no page of the pool")
             return False
         pages = [tensor.contiguous() for tensor in tensors]
         return all(pool.save_from(self._flat(keys), pages, self._patience(len(keys))))
@@ -275,7 +276,7 @@ class KvtierStorage(HiCacheStorage):
             try:
                 anchor.store.observed_prefill(start, end, seconds)
             except Error as error:
-                self._complaints.add("learning what recomputing takes", error)
+                self._complaints.note("learning what recomputing takes failed", error)
 
     def get_stats(self) -> StorageMetrics | None:
         """What was transferred since the last call."""

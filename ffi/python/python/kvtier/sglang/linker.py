@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvtier import log
+from kvtier.complaints import Complaints
 from kvtier.errors import Busy, Error
 from kvtier.options import StoreOptions
 from kvtier.sglang._compat import (
@@ -26,7 +27,6 @@ from kvtier.sglang._compat import (
 from kvtier.sglang.device_pools import device_pools, is_trailing, page_tensors, pages_of, whole_pages
 from kvtier.sglang.holds import Hold, Holds, Need
 from kvtier.sglang.loads import LayerCounter, Load, Offload
-from kvtier.sglang.meter import Complaints
 from kvtier.sglang.namespace import Rank, device_layout, weights
 from kvtier.sglang.part import Part
 from kvtier.sglang.scheduler import listen
@@ -113,7 +113,7 @@ class KvtierLinker(UnifiedCacheLinker):
         self._used = False
         """Whether SGLang's own cache can have anything in it: since the last flush, something was asked for."""
         self.counters = Counters()
-        self._complaints = Complaints()
+        self._complaints = Complaints(_log, "SGLang recomputes")
         self._reported = (time.monotonic(), Counters())
         listen(self)
         with contextlib.suppress(RuntimeError):  # another collects them already
@@ -395,7 +395,7 @@ class KvtierLinker(UnifiedCacheLinker):
 
     def _complain(self, what: str, error: Exception) -> None:
         self.counters.errors += 1
-        self._complaints.add(what, error)
+        self._complaints.note(f"{what} failed", error)
 
     def _all_parts(self) -> list[Part]:
         return [part for parts in self._parts.values() for part in parts]

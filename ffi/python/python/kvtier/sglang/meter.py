@@ -1,16 +1,10 @@
-"""What the storage threads did, for SGLang's histograms, and what went wrong, in the log but not all of it."""
+"""What the storage threads did, for SGLang's histograms."""
 
-import logging
 import threading
-import time
 from dataclasses import dataclass, field
 
 from kvtier.sglang._compat import StorageMetrics
 
-logger = logging.getLogger("kvtier.sglang")
-
-_SILENCE = 30.0
-"""Seconds between two warnings about the same thing."""
 _MOST_SAMPLES = 4096
 """Samples that are kept for a scheduler that does not collect them."""
 
@@ -58,28 +52,3 @@ class Meter:
             prefetch_bandwidth=loads.bandwidth,
             backup_bandwidth=stores.bandwidth,
         )
-
-
-class Complaints:
-    """Failures, each kind of which is logged at once and then once in a while."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}
-        self._next: dict[str, float] = {}
-
-    def add(self, what: str, error: BaseException) -> None:
-        """One failure."""
-        now = time.monotonic()
-        with self._lock:
-            self._counts[what] = count = self._counts.get(what, 0) + 1
-            if now < self._next.get(what, 0.0):
-                return
-            self._next[what] = now + _SILENCE
-        logger.warning("kvtier: %s failed, %d times so far; SGLang recomputes: %s", what, count, error)
-
-    @property
-    def total(self) -> int:
-        """How many there were."""
-        with self._lock:
-            return sum(self._counts.values())

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvtier._kvtier import Store, Ticket
+from kvtier.complaints import Complaints
 from kvtier.errors import Error
 from kvtier.sglang._compat import Tensor
 from kvtier.sglang.hits import leading
-from kvtier.sglang.meter import Complaints, Meter
+from kvtier.sglang.meter import Meter
 from kvtier.sglang.pages import Buffers, Pages
 from kvtier.sglang.pins import Pins
 
@@ -50,7 +51,7 @@ class PoolStore:
                 return self.store.prefix(keys)
             return self._fetched(keys, self.slow, seconds)
         except Error as error:
-            self._complaints.add(f"looking up {self.name}", error)
+            self._complaints.note(f"looking up {self.name} failed", error)
             return 0
 
     def _fetched(self, keys: Sequence[str], slow: Slow, seconds: float) -> int:
@@ -73,7 +74,7 @@ class PoolStore:
         try:
             return [place != 0 for place in self.store.exists(keys)]
         except Error as error:
-            self._complaints.add(f"looking up {self.name}", error)
+            self._complaints.note(f"looking up {self.name} failed", error)
             return [False] * len(keys)
 
     def load(self, keys: Sequence[str], slots: Tensor, seconds: float) -> list[bool]:
@@ -135,7 +136,7 @@ class PoolStore:
                 ticket.wait()
                 served = ticket.served()
         except Error as error:
-            self._complaints.add(f"{what} {self.name}", error)
+            self._complaints.note(f"{what} {self.name} failed", error)
             return [False] * len(keys)
         done = sum(served)
         if done:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import kvtier
+from kvtier.complaints import Complaints
 from kvtier.options import StoreOptions
-from kvtier.vllm._compat import OffloadKey, get_offload_group_idx
+from kvtier.vllm._compat import OffloadKey, get_offload_group_idx, init_logger
 from kvtier.vllm.fetch import Fetch
 from kvtier.vllm.messages import ABSENT, HOST, Ask, Orders, combine
-from kvtier.vllm.now_and_then import now_and_then
 from kvtier.vllm.parts import Part
 
 _OF_ENGINE: dict[str, "Rank"] = {}
@@ -42,6 +42,7 @@ class Rank:
     options: StoreOptions
     tiers: list[Tier]
     groups: Mapping[int, Group]
+    complaints: Complaints = field(default_factory=lambda: Complaints(init_logger(__name__), "vLLM recomputes"))
     epoch: int = 0
     """How often it was cleared."""
     _to_clear: list[Tier] = field(default_factory=list)
@@ -157,7 +158,7 @@ class Rank:
         try:
             yield
         except kvtier.Error as error:
-            now_and_then(f"kvtier: {what}: {error}")
+            self.complaints.note(f"{what} failed", error)
 
     def _found(self, chains: Sequence[Sequence[OffloadKey]]) -> list[bytes]:
         found: list[bytes | None] = [None] * len(chains)
@@ -192,7 +193,7 @@ class Rank:
             for _, tier in self.of_group(get_offload_group_idx(chain[0])):
                 tickets.append(tier.store.pin(chain, chained=True, timeout=self.options.timeout))
         except kvtier.Error as error:
-            now_and_then(f"kvtier: prefetch: {error}")
+            self.complaints.note("prefetch failed", error)
             for ticket in tickets:
                 ticket.cancel()
             tickets.clear()

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from kvtier import Error, Presence, Unclean
+from kvtier.complaints import Complaints
 from kvtier.options import StoreOptions
 from kvtier.vllm._compat import (
     LookupResult,
@@ -40,8 +41,6 @@ _log = logging.getLogger(__name__)
 
 _HOST = "1GiB"
 """kvtier's own host memory if nothing is said: it only stages, as vLLM's CPU tier is the cache in memory."""
-_QUIET = 60.0
-"""Seconds between two lines in the log about failures."""
 _SHUTDOWN = 10.0
 """Seconds that transfers under way have to end."""
 
@@ -89,7 +88,7 @@ class KvtierTier(SecondaryTierManager):
         events = enable_kv_events and offloading_spec.kv_events_config.enable_kv_cache_events
         self._events: list[OffloadingEvent] | None = [] if events else None
         self._finished: list[JobResult] = []
-        self._complained = -_QUIET
+        self._complaints = Complaints(_log, "vLLM recomputes")
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         """Whether a block can be loaded."""
@@ -99,7 +98,7 @@ class KvtierTier(SecondaryTierManager):
         try:
             presence = self._store.exists([key])[0]
         except Error as error:
-            self._complain("look-ups", error)
+            self._complaints.note("look-ups that failed", error)
             return LookupResult.MISS
         if presence == Presence.HOST:
             return LookupResult.HIT
@@ -161,7 +160,9 @@ class KvtierTier(SecondaryTierManager):
         if ended.late:
             self._paused_until = time.monotonic() + self._pause
         if not ended.result.success:
-            self._complain("a load", None)
+            self._complaints.note(
+                "loads that were not whole", f"{len(ended.keys) - len(ended.good)} blocks of the last one"
+            )
             # vLLM asks again for what it did not get: not twice for the same request.
             if (failed := self._failed.get(ended.request_id)) is not None:
                 failed.update(set(ended.keys).difference(ended.good))
@@ -232,16 +233,6 @@ class KvtierTier(SecondaryTierManager):
             self._store.close()
         except Unclean as error:
             _log.warning("kvtier was closed with work under way; its log reopens all the same: %s", error)
-
-    def _complain(self, what: str, error: Error | None) -> None:
-        if time.monotonic() - self._complained < _QUIET:
-            return
-        self._complained = time.monotonic()
-        counts = self._counts
-        _log.warning(
-            "kvtier: %s failed (%s); so far %d blocks were not loaded and recomputed, %d were not stored",
-            *(what, error or "the block was damaged, gone or late", counts.blocks_not_loaded, counts.blocks_not_stored),
-        )
 
 
 kvtier = KvtierTier

@@ -20,7 +20,6 @@ from kvtier.vllm._compat import (
     get_offload_group_idx,
 )
 from kvtier.vllm.messages import LoadSpec, StoreSpec
-from kvtier.vllm.now_and_then import now_and_then
 from kvtier.vllm.rank import Rank, Tier
 
 _DONE, _PRESENT, _TIMED_OUT = kvtier.KeyStatus.DONE, kvtier.KeyStatus.PRESENT, kvtier.KeyStatus.TIMED_OUT
@@ -149,7 +148,7 @@ class KvtierWorker(OffloadingWorker):
         None if they do not match, which would be a case of vLLM's that is not known here.
         """
         if len(keys) != len(blocks.block_ids):
-            now_and_then(f"kvtier: {len(keys)} keys for {len(blocks.block_ids)} blocks are left alone")
+            self.rank.complaints.note("transfers left alone", f"{len(keys)} keys for {len(blocks.block_ids)} blocks")
             return None
         batches = [_Batch(tier) for tier in self.rank.tiers]
         of_group: dict[int, list[_Batch]] = {}

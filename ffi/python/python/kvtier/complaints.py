@@ -5,16 +5,17 @@ import threading
 import time
 from collections import Counter
 
-_log = logging.getLogger("kvtier.lmcache")
-
 # Seconds between two messages about the same thing.
-_PAUSE = 60.0
+_PAUSE = 30.0
 
 
 class Complaints:
     """How often what went wrong. For several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: logging.Logger, outcome: str) -> None:
+        """`outcome`: what becomes of the requests, which every message ends with."""
+        self._log = log
+        self._outcome = outcome
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._said: dict[str, float] = {}
@@ -25,11 +26,11 @@ class Complaints:
         with self._lock:
             self._counts[what] += times
             count = self._counts[what]
-            quiet = now - self._said.get(what, -_PAUSE) < _PAUSE
-            if not quiet:
-                self._said[what] = now
-        if not quiet:
-            _log.warning("%s (%d so far)%s", what, count, f": {why}" if why != "" else "")
+            if now - self._said.get(what, -_PAUSE) < _PAUSE:
+                return
+            self._said[what] = now
+        because = f": {why}" if why != "" else ""
+        self._log.warning("kvtier: %s, %d so far%s (%s)", what, count, because, self._outcome)
 
     def counts(self) -> dict[str, int]:
         """All of them."""
