@@ -1,4 +1,4 @@
-"""`KvtierConnector` with two tensor-parallel ranks, in processes of their own. Slow to start: run it by its name."""
+"""`KvtierConnector` with two ranks, in processes of their own. Slow to start: run it by its name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +10,18 @@ from models import FAMILIES
 from test_connector import PROMPTS, connector, counted, full_blocks
 
 
-def test_two_tensor_parallel_ranks(
-    model_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("parallel", ["tensor", "pipeline"])
+def test_two_ranks(
+    parallel: str, model_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Workers are other processes: they import the extension by its name.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     expected = [full_blocks("gqa", each) for each in PROMPTS]
     blocks = sum(expected) // FAMILIES["gqa"].tokens_per_block
-    settings = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    settings = {f"{parallel}_parallel_size": 2, "distributed_executor_backend": "mp"}
+    if parallel == "pipeline":
+        settings["worker_extension_cls"] = "pipeline_on_cpu.Extension"
     transfer = connector(tmp_path, keep_at_exit=True)
     with Engine("gqa", model_of("gqa"), transfer=transfer, **settings) as engine:
         cold = engine.generate(PROMPTS)

@@ -16,8 +16,9 @@ from vllm import SamplingParams
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
 
 from engine import Engine
+from hangs import Hangs
 from models import prompt
-from test_tier import Hangs, manager_of, tier_of, transfer
+from test_tier import manager_of, tier_of, transfer
 from test_tier_contract import CHUNK, Below
 
 REQUESTS = int(os.environ.get("KVTIER_SOAK_REQUESTS", "10000"))

@@ -1,12 +1,15 @@
 """`KvtierConnector` in a real engine: KV comes back through kvtier, and the tokens are the same whatever happens."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from engine import Engine
+from hangs import HangingPool
 from models import FAMILIES, make_model, prompt
 
 PROMPTS = [prompt(500, of=0), prompt(97, of=1), prompt(333, of=2)]
@@ -118,6 +121,29 @@ def flip(file: Path) -> None:
             byte = opened.read(1)
             opened.seek(at)
             opened.write(bytes([byte[0] ^ 1]))
+
+
+def test_a_drive_that_hangs_costs_one_deadline(model_of: Callable[[str], Path], tmp_path: Path) -> None:
+    expected = [full_blocks("gqa", each) for each in PROMPTS]
+    with Engine("gqa", model_of("gqa"), transfer=connector(tmp_path, timeout=2)) as engine:
+        cold = engine.generate(PROMPTS)
+        stored(engine, "gqa")
+        engine.forget()
+        drive = HangingPool(get_kv_transfer_group()._worker)
+        began = time.monotonic()
+        late = engine.generate(PROMPTS)
+        assert late.tokens == cold.tokens
+        assert late.cached == [0, 0, 0]
+        assert time.monotonic() - began >= 2, "nothing was loaded: the test shows nothing"
+        engine.step_until(lambda: counted(engine, "loads_late") == len(PROMPTS))
+        assert counted(engine, "blocks_loaded") == 0
+
+        drive.heal()
+        time.sleep(2)
+        engine.forget()
+        again = engine.generate(PROMPTS)
+        assert again.tokens == cold.tokens
+        assert again.cached == expected
 
 
 @pytest.mark.parametrize("family", ["gqa", "window"])

@@ -15,6 +15,7 @@ from kvtier.vllm.tier import KvtierTier
 from vllm.v1.kv_offload.tiering.manager import TieringOffloadingManager
 
 from engine import Engine, Run
+from hangs import Hangs
 from models import FAMILIES, prompt
 
 PROMPTS = [prompt(500, of=0), prompt(97, of=1), prompt(333, of=2)]
@@ -234,33 +235,6 @@ def test_a_remote_store_serves_and_one_that_hangs_costs_a_deadline(
                 run = engine.generate([each])
                 assert (run.tokens[0], run.cached[0]) == (tokens, 0)
             assert not tier_of(engine).has_pending_work()
-
-
-class Hangs:
-    """A store whose loads take all the time that they have."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def get(self, keys: list[bytes], _: object, *, timeout: float) -> "Late":
-        return Late(len(keys), timeout)
-
-
-class Late:
-    def __init__(self, keys: int, seconds: float) -> None:
-        self._keys, self._until = keys, time.monotonic() + seconds
-
-    @property
-    def done(self) -> bool:
-        return time.monotonic() >= self._until
-
-    def statuses(self) -> bytes:
-        return bytes([6]) * self._keys if self.done else bytes(self._keys)
-
-    def release(self) -> None: ...
 
 
 def test_a_drive_that_hangs_costs_one_deadline(stored: Stored, model_of: Callable[[str], Path], tmp_path: Path) -> None:
