@@ -182,7 +182,7 @@ typedef struct kvtier_store_config {
   uint64_t host_bytes;
   // Directory of the NVMe log, zero-terminated; made if its parent exists. Default: no NVMe.
   const char *nvme_path;
-  // Bytes of disk that the log may fill. Needed with `nvme_path`.
+  // Bytes of disk that the log may fill. Needed with `nvme_path`; may change from one opening to the next.
   uint64_t nvme_bytes;
   // Bytes that may be written to NVMe per day. Default: no limit.
   uint64_t nvme_bytes_per_day;

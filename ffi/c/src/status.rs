@@ -138,7 +138,10 @@ impl From<OpenError> for Failure {
             }
             OpenError::Engine(Engine::Nvme(NvmeError::Locked(_))) => Status::Busy,
             OpenError::Engine(Engine::Nvme(
-                NvmeError::Shape { .. } | NvmeError::Geometry { .. } | NvmeError::Shrunk { .. },
+                NvmeError::Shape { .. }
+                | NvmeError::Geometry { .. }
+                | NvmeError::Capacity { .. }
+                | NvmeError::Shrunk { .. },
             )) => Status::InvalidArgument,
             _ => Status::Io,
         };

@@ -50,7 +50,7 @@ pub struct StoreConfigC {
     pub host_bytes: u64,
     /// Directory of the NVMe log, zero-terminated; made if its parent exists. Default: no NVMe.
     pub nvme_path: *const std::ffi::c_char,
-    /// Bytes of disk that the log may fill. Needed with `nvme_path`.
+    /// Bytes of disk that the log may fill. Needed with `nvme_path`; may change from one opening to the next.
     pub nvme_bytes: u64,
     /// Bytes that may be written to NVMe per day. Default: no limit.
     pub nvme_bytes_per_day: u64,

@@ -167,7 +167,8 @@ impl Store {
             Some((dir, bytes)) => {
                 let log =
                     prepare(dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
-                let sizes = LogConfig::sized(*bytes, config.block_bytes);
+                let sizes = LogConfig::sized_in(&log, *bytes, config.block_bytes)
+                    .map_err(kv_tiers::engine::OpenError::Nvme)?;
                 (secret_of(config, Some(dir))?, Some(NvmeConfig::new(log, sizes)))
             }
             None => (secret_of(config, None)?, None),

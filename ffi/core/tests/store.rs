@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_tiers::engine::OpenError as Engine;
+use kv_tiers::nvme::NvmeError;
 use kvtier_ffi::store::{ClearError, CloseError, Presence, Removal};
 use kvtier_ffi::{
     Buffers, Durability, Identity, KeyStatus, OpenError, Run, Store, StoreConfig, Submission, SubmitError,
@@ -136,6 +138,37 @@ fn a_store_that_writes_at_close_reopens_with_everything() {
     other.identity.revision = "2".into();
     let store = Store::open(&other).unwrap();
     assert_eq!(get(&store, &ids), vec![KeyStatus::Missing; 200]);
+}
+
+#[test]
+fn a_log_grows_and_shrinks_with_its_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let sized = |mebibytes: u64| {
+        let mut config = StoreConfig { durability: Durability::AtClose, ..config(256, Some(dir.path())) };
+        config.nvme.as_mut().unwrap().1 = mebibytes << 20;
+        config
+    };
+    let segments = || std::fs::read_dir(dir.path().join("kv/log")).unwrap().count();
+    let ids: Vec<u32> = (0..200).collect();
+    let store = Store::open(&sized(64)).unwrap();
+    let made = segments();
+    put(&store, &ids);
+    store.close(LONG).unwrap();
+    // Laid out anew, its segments would be others: it keeps those that it has.
+    let store = Store::open(&sized(256)).unwrap();
+    assert!(segments() > 3 * made);
+    assert_eq!(get(&store, &ids), vec![KeyStatus::Done; 200]);
+    drop(store);
+    let store = Store::open(&sized(70)).unwrap();
+    assert_eq!(segments(), made);
+    assert_eq!(get(&store, &ids), vec![KeyStatus::Done; 200], "they are in the first segments");
+    drop(store);
+    let refused = Store::open(&sized(32)).err();
+    assert!(
+        matches!(&refused, Some(OpenError::Engine(Engine::Nvme(NvmeError::Capacity { wanted, .. }))) if *wanted == 32 << 20),
+        "{refused:?}"
+    );
+    assert_eq!(segments(), made);
 }
 
 #[test]

@@ -48,7 +48,8 @@ const CLOSE_SECONDS: f64 = 10.0;
 /// directory ``path``. ``tenant``, ``model``, ``revision`` and ``layout`` say which bytes are meant: stores that differ
 /// in any of them never see each other's blocks. ``secret`` (32 bytes) makes the keys the tenant's own; without one, a
 /// random one is kept beside the log. ``durability`` is ``"write_behind"`` (a cache) or ``"at_close"`` (closing writes
-/// what only host memory has). ``nvme_bytes_per_day`` limits the wear of the drive.
+/// what only host memory has). ``nvme_bytes_per_day`` limits the wear of the drive. ``nvme_bytes`` may change from one
+/// opening to the next: the log grows, or drops its last segments with what is in them.
 ///
 /// With ``tokens_per_block``, loads of chains (``chained=True``) also ask ``remotes``: shared file systems
 /// (``file:///directory``), Redis and Valkey (``redis://``, ``rediss://``); and with ``weigh_nvme`` they use NVMe only when

@@ -38,7 +38,7 @@ pub enum NvmeError {
     /// The log was made with other sizes.
     #[error(
         "the log has {found_records} records of {found_payload} bytes per segment, not {wanted_records} of \
-         {wanted_payload}: configure those, use another directory, or open it with mode Fresh to start empty"
+         {wanted_payload}: configure those, use another directory, or delete this one's files to start empty"
     )]
     Geometry {
         /// Payload bytes of the log.
@@ -50,19 +50,33 @@ pub enum NvmeError {
         /// Records per segment of the configuration.
         wanted_records: u32,
     },
-    /// The log has more segments than the configuration.
-    #[error(
-        "the log has {found} segments, not {wanted}: configure at least {found}, or use mode Fresh to start empty"
-    )]
+    /// Strict mode met more segments than are configured.
+    #[error("the log has {found} segments, not {wanted}; mode Recover drops those that are too many")]
     Shrunk {
         /// Segments of the log.
         found: u32,
         /// Segments of the configuration.
         wanted: u32,
     },
+    /// A log of these segments cannot have the capacity that is configured.
+    #[error(
+        "{dir}: the log there can have {fewest} to {most} bytes, not {wanted}: configure one of those, use another \
+         directory, or delete this one's files to start empty"
+    )]
+    Capacity {
+        /// Where the log is.
+        dir: PathBuf,
+        /// Bytes that it must have at least.
+        fewest: u64,
+        /// Bytes that it can have at most.
+        most: u64,
+        /// Bytes of the configuration.
+        wanted: u64,
+    },
     /// There are segments, but not the superblock that says what they are.
     #[error(
-        "the superblock is missing, damaged or of another version: restore kvtier.log, or use mode Fresh to start empty"
+        "the superblock is missing, damaged or of another version: restore kvtier.log, or delete the directory's files \
+         to start empty"
     )]
     Superblock,
     /// There is no log to inspect.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use kv_core::job::{Job, TransferError};
 
+use super::config::LogConfig;
 use super::error::NvmeError;
 use super::pool::Pool;
 use super::probe;
-use super::recover::{LogConfig, Recovery};
+use super::recover::Recovery;
 use super::segments::Segments;
 use super::sink::CompletionSink;
 use super::store::{FileStore, SegmentStore};

@@ -16,6 +16,7 @@ use kv_core::units::Generation;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::config::{LogConfig, OpenMode};
 use super::error::NvmeError;
 use super::format::{LogId, SegmentHeader, Superblock};
 use super::geometry::{Geometry, HEADER_COPIES};
@@ -24,62 +25,6 @@ use super::scan::{Found, Scan, scan};
 use super::segments::{Life, Segments, Slot, State};
 use super::store::SegmentStore;
 use crate::arena::{Arena, PAGE};
-
-/// What to do with what is in the directory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OpenMode {
-    /// Serve what is whole, drop and report the rest.
-    #[default]
-    Recover,
-    /// Serve only if nothing is damaged. A crash leaves torn records in a segment that was being written; that
-    /// counts as damage too.
-    Strict,
-    /// Start empty. Nothing of the old log can come back.
-    Fresh,
-}
-
-/// Sizes of a log, and how to open it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogConfig {
-    /// Number of segments. May grow from one opening to the next, and shrink only with [`OpenMode::Fresh`].
-    pub segments: u32,
-    /// Records of a segment. Fixed for the life of a log.
-    pub records_per_segment: u32,
-    /// What to do with what is there.
-    pub mode: OpenMode,
-}
-
-impl LogConfig {
-    /// Usual size of a segment: large enough that opening and sealing one costs nothing, small enough that
-    /// reclaiming one does not stall.
-    pub const SEGMENT_BYTES: u64 = 256 << 20;
-
-    /// Most segments of a log that [`LogConfig::sized`] lays out: each is an open file, and processes often
-    /// may have 1024.
-    pub const MOST_SEGMENTS: u64 = 512;
-
-    /// Fewest segments, so that reclaiming one leaves most of the log alone.
-    pub const FEWEST_SEGMENTS: u64 = 8;
-
-    /// Lays out `capacity` bytes of disk: segments of 256 MiB, or such that there are 8 to 512. A capacity below one
-    /// record gives one segment of one record.
-    ///
-    /// ```
-    /// use kv_tiers::nvme::LogConfig;
-    /// let log = LogConfig::sized(100 << 30, 2 << 20);
-    /// assert_eq!((log.segments, log.records_per_segment), (402, 127));
-    /// ```
-    #[must_use]
-    pub fn sized(capacity: u64, payload_bytes: usize) -> Self {
-        let most = Self::MOST_SEGMENTS;
-        let segment_bytes = Self::SEGMENT_BYTES.clamp(capacity / most, capacity / Self::FEWEST_SEGMENTS);
-        let records_per_segment = Geometry::records_within(payload_bytes, segment_bytes);
-        let segment_bytes = Geometry::new(payload_bytes, records_per_segment)
-            .map_or(Self::SEGMENT_BYTES, Geometry::segment_bytes);
-        let segments = (capacity / segment_bytes).clamp(1, most) as u32;
-        Self { segments, records_per_segment, mode: OpenMode::Recover }
-    }
-}
 
 /// What is wrong with a place of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
@@ -172,7 +117,8 @@ impl Segments {
             }
             (_, None | Some(None)) => return Err(NvmeError::Superblock),
             (_, Some(Some(superblock))) => {
-                check_shape(&superblock, &present, segments, geometry)?;
+                check_geometry(superblock.geometry, geometry)?;
+                drop_surplus(&*store, &present, segments, mode)?;
                 superblock
             }
         };
@@ -255,25 +201,38 @@ fn life(scan: &mut Scan, geometry: Geometry) -> Life {
 }
 
 /// Whether an existing log is the one that was configured.
-fn check_shape(
-    superblock: &Superblock,
-    present: &[(SegmentId, u64)],
-    segments: u32,
-    geometry: Geometry,
-) -> Result<(), NvmeError> {
-    let found = superblock.geometry;
-    if found != geometry {
+fn check_geometry(found: Geometry, wanted: Geometry) -> Result<(), NvmeError> {
+    if found != wanted {
         return Err(NvmeError::Geometry {
             found_payload: found.payload_bytes,
             found_records: found.records_per_segment,
-            wanted_payload: geometry.payload_bytes,
-            wanted_records: geometry.records_per_segment,
+            wanted_payload: wanted.payload_bytes,
+            wanted_records: wanted.records_per_segment,
         });
     }
-    match present.iter().map(|(id, _)| id.0.saturating_add(1)).max() {
-        Some(found) if found > segments => Err(NvmeError::Shrunk { found, wanted: segments }),
-        _ => Ok(()),
+    Ok(())
+}
+
+/// Removes the segments that the configuration has no room for. A crash in between leaves a log with some of them, and
+/// the next opening goes on.
+fn drop_surplus(
+    store: &dyn SegmentStore,
+    present: &[(SegmentId, u64)],
+    segments: u32,
+    mode: OpenMode,
+) -> Result<(), NvmeError> {
+    let Some(last) = present.iter().map(|(id, _)| id.0).max().filter(|last| *last >= segments) else {
+        return Ok(());
+    };
+    let found = last.saturating_add(1);
+    if mode == OpenMode::Strict {
+        return Err(NvmeError::Shrunk { found, wanted: segments });
     }
+    tracing::warn!(found, wanted = segments, "the NVMe log shrinks: its last segments are dropped");
+    for &(segment, _) in present.iter().filter(|(id, _)| id.0 >= segments) {
+        store.remove(segment).map_err(NvmeError::io("removing a segment"))?;
+    }
+    Ok(())
 }
 
 /// A new log in the place of whatever was there. The new superblock is the point of no return: from then on
@@ -385,23 +344,6 @@ fn new_log_id() -> LogId {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sized_log_fits_its_capacity() {
-        for capacity in [1 << 20, 100 << 20, 1 << 30, 100 << 30, 8 << 40] {
-            for payload_bytes in [4096, 5000, 2 << 20, 64 << 20] {
-                let log = LogConfig::sized(capacity, payload_bytes);
-                let geometry = Geometry::new(payload_bytes, log.records_per_segment).unwrap();
-                let bytes = u64::from(log.segments) * geometry.segment_bytes();
-                let smallest = geometry.segment_bytes();
-                assert!(bytes <= capacity || log.segments == 1, "{capacity} {payload_bytes} {log:?}");
-                assert!(bytes + smallest > capacity || u64::from(log.segments) == LogConfig::MOST_SEGMENTS);
-            }
-        }
-        assert!(
-            LogConfig::sized(0, 4096).segments == 1 && LogConfig::sized(u64::MAX, usize::MAX).segments > 0
-        );
-    }
 
     #[test]
     fn log_ids_differ() {
