@@ -128,6 +128,18 @@ pub(crate) const METHODS: [Method; 5] = [
     Method::Staged { ctas: 2 },
 ];
 
+/// A device that did not open, and the driver still for this test alone.
+pub(crate) struct Refused {
+    pub(crate) error: OpenError,
+    pub(crate) fake: Alone,
+}
+
+impl std::fmt::Debug for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
 impl Bench {
     pub(crate) fn new(placement: Placement, config: CudaConfig, host_blocks: usize) -> Self {
         Self::try_new(placement, config, host_blocks, FakeCuda::load().alone()).unwrap()
@@ -138,13 +150,15 @@ impl Bench {
         config: CudaConfig,
         host_blocks: usize,
         fake: Alone,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, Refused> {
         let block = placement.layout().bytes_per_block();
         let pitch = block + 4096;
         let arena = Arena::new(host_blocks * pitch);
         let (sender, completions) = mpsc::channel();
-        let device = CudaDevice::open(placement, config, arena.clone(), Arc::new(Channel(sender)))?;
-        Ok(Self { device, arena, completions, fake, block, pitch })
+        match CudaDevice::open(placement, config, arena.clone(), Arc::new(Channel(sender))) {
+            Ok(device) => Ok(Self { device, arena, completions, fake, block, pitch }),
+            Err(error) => Err(Refused { error, fake }),
+        }
     }
 
     /// Where a host block lies; a guard band follows each.

@@ -10,7 +10,7 @@ use kv_cuda::cuda::{CudaConfig, Method, OpenError};
 use kv_cuda::{Device, DeviceError};
 use kvtier_tests::fake_cuda::FakeCuda;
 
-use crate::bench::{Bench, METHODS, flat, forced, pattern, pool};
+use crate::bench::{Bench, METHODS, Refused, flat, forced, pattern, pool};
 
 const INVALID_VALUE: i32 = 1;
 const ILLEGAL_ADDRESS: i32 = 700;
@@ -30,15 +30,17 @@ fn opening_fails_cleanly_at_every_call() {
         let fake = FakeCuda::load().alone();
         fake.fail_once("*", k, INVALID_VALUE);
         match open(fake) {
-            Err(error @ (OpenError::Cuda(_) | OpenError::Driver(_))) => {
+            Err(Refused { error: error @ (OpenError::Cuda(_) | OpenError::Driver(_)), fake }) => {
                 refused += 1;
                 // When it is the wait for the GPU that failed, what may still be written is never freed.
-                let live = FakeCuda::load().live();
+                let live = fake.live();
                 assert!(live.queued > 0 || live == Default::default(), "call {k}: {error}: {live:?}");
+                assert_eq!(fake.violations(), Vec::<String>::new(), "call {k}");
             }
-            Err(other) => panic!("call {k}: {other}"),
+            Err(other) => panic!("call {k}: {other:?}"),
             // The k-th call comes after opening, or its failure does not matter.
             Ok(bench) => {
+                assert_eq!(bench.fake.violations(), Vec::<String>::new(), "call {k}");
                 bench.fake.reset();
                 std::mem::forget(bench.device);
                 if refused > 50 {
@@ -46,8 +48,6 @@ fn opening_fails_cleanly_at_every_call() {
                 }
             }
         }
-        let fake = FakeCuda::load();
-        assert_eq!(fake.violations(), Vec::<String>::new(), "call {k}");
     }
     assert!(refused > 50, "only {refused} calls");
 }
@@ -57,7 +57,7 @@ fn a_pool_that_does_not_fit_is_refused_in_words() {
     let fake = FakeCuda::load().alone();
     fake.configure(|settings| settings.device_memory = 8 << 20);
     let refused = Bench::try_new(pool(8, 100, Arrangement::KvOuter), config(Method::EngineBatch), 1, fake);
-    let error = refused.err().unwrap();
+    let error = refused.err().unwrap().error;
     assert!(matches!(error, OpenError::PoolTooLarge { buffers: 8, .. }), "{error}");
     assert!(error.to_string().contains("use fewer blocks"));
 }

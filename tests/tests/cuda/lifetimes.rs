@@ -69,7 +69,7 @@ fn memory_that_is_not_the_gpus_is_refused() {
     let open = |buffers: Vec<DevicePtr>| {
         let mut config = config(Method::EngineBatch);
         config.pool = PoolMemory::Borrow { buffers, owner: Arc::new(()) };
-        Bench::try_new(placement, config, 1, FakeCuda::load().alone()).err().unwrap()
+        Bench::try_new(placement, config, 1, FakeCuda::load().alone()).err().unwrap().error
     };
     let local = Box::new([0u8; 64]);
     let host = DevicePtr(local.as_ptr().addr() as u64);
@@ -80,10 +80,11 @@ fn memory_that_is_not_the_gpus_is_refused() {
     let short = DeviceBuffer::new(&context.enter().unwrap(), placement.buffer_bytes() - 1).unwrap();
     let mut config = config(Method::EngineBatch);
     config.pool = PoolMemory::Borrow { buffers: vec![short.at()], owner: Arc::new(()) };
-    assert!(matches!(
-        Bench::try_new(placement, config, 1, fake).err().unwrap(),
-        OpenError::NotDeviceMemory { buffer: 0, .. }
-    ));
+    let refused = Bench::try_new(placement, config, 1, fake).err().unwrap();
+    assert!(matches!(refused.error, OpenError::NotDeviceMemory { buffer: 0, .. }));
+    // Given back while the driver is this test's.
+    drop((short, context));
+    drop(refused);
 }
 
 /// A tensor of another process: in this test of the same, which the fake driver allows.
