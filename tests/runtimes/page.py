@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-_DOCS = Path(__file__).parents[2] / "docs"
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def line_of(page: str, program: str, replaced: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import kvtier
 import torch
+from footprint import Footprint
 from kvtier.options import StoreOptions
 from lmcache.v1.distributed.api import MemoryLayoutDesc
 
@@ -119,12 +120,8 @@ def idle(managed):
 
 def of_this_process():
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "rss_mib": pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20),
-        "threads": len(os.listdir("/proc/self/task")),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-    }
+    found = Footprint.of()
+    return {"rss_mib": found.rss / (1 << 20), "threads": found.threads, "descriptors": found.descriptors}
 
 
 def main():

@@ -11,10 +11,9 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from manager import until
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from page import line_of
+
+from manager import until
 
 LMCACHE = str(Path(sys.executable).with_name("lmcache"))
 ENV = {**os.environ, "LMCACHE_TRACK_USAGE": "false", "LMCACHE_LOG_LEVEL": "WARNING", "LMCACHE_DISABLE_BANNER": "1"}

@@ -9,7 +9,6 @@ import gc
 import os
 import random
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,26 +18,10 @@ from pools import PAGE
 from server import Failed, Server, prompt
 from test_linker import flags, stats
 
+from footprint import Footprint
+
 ASKED = int(os.environ.get("KVTIER_SOAK", "0"))
 REQUESTS = {0: 300, 1: 10_000}.get(ASKED, ASKED)
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a process has."""
-
-    rss: int
-    threads: int
-    """Without those that the kernel adds for io_uring as it needs them."""
-    descriptors: int
-
-    @classmethod
-    def of(cls, pid: int) -> "Footprint":
-        process = Path(f"/proc/{pid}")
-        (rss,) = (line.split()[1] for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS"))
-        names = [(task / "comm").read_text() for task in (process / "task").iterdir()]
-        threads = sum(not name.startswith("iou-") for name in names)
-        return cls(int(rss) << 10, threads, len(list((process / "fd").iterdir())))
 
 
 def live(tree: LinkedTree, chance: random.Random, prompts: list[list[int]], requests: int) -> None:
@@ -82,7 +65,7 @@ def test_no_wrong_byte_and_nothing_that_grows(kind: str, tmp_path: Path, capsys:
         tokens += tree.linker_tokens
         refused += sum(store["refused_loads"] for store in tree.linker.stats()["stores"].values())
         gc.collect()
-        footprints.append(Footprint.of(os.getpid()))
+        footprints.append(Footprint.of())
         tree.close()
         if number % 3 == 1:
             assert flip(tmp_path, every=100_000)

@@ -1,13 +1,11 @@
 """The lines of `docs/sglang.md` and `docs/sglang-linker.md`, in real servers."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from server import Server, prompt
 from weights import llama
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from page import line_of
 
 

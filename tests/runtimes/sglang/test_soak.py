@@ -20,6 +20,8 @@ from damage import flip
 from engine import Engine
 from server import PAGE, Server, prompt
 
+from footprint import Footprint
+
 ASKED = int(os.environ.get("KVTIER_SOAK", "0"))
 REQUESTS = {0: 200, 1: 10_000}.get(ASKED, ASKED)
 
@@ -47,18 +49,6 @@ def config(path: Path | None, **more: object) -> dict[str, object]:
     return given if path is None else given | {"path": str(path), "nvme": "256MiB", "keep_at_exit": True}
 
 
-def usage() -> dict[str, int]:
-    """What must not grow."""
-    gc.collect()
-    status = Path("/proc/self/status").read_text()
-    return {
-        "rss_kib": int(status.split("VmRSS:")[1].split()[0]),
-        "threads": len(os.listdir("/proc/self/task")),
-        "python_threads": threading.active_count(),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-    }
-
-
 def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine, tmp_path: Path) -> None:
     draw = random.Random(5)
     # Conversations: prompts that begin alike and go on differently.
@@ -67,7 +57,7 @@ def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine
         draw.choice(starts) + draw.choices(range(1000), k=host_pools.PAGE * draw.randrange(1, 8)) for _ in range(120)
     ]
     stored = computed = cancelled = restarts = flushes = flipped = 0
-    seen: list[dict[str, int]] = []
+    seen: list[Footprint] = []
     engine.attach(config(tmp_path))
     for number in range(REQUESTS):
         cancel = draw.random() < 0.1
@@ -88,10 +78,19 @@ def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine
             revision = "2" if restarts % 10 == 0 else "1"
             engine.attach(config(tmp_path, revision=revision), failures=0.05 * (restarts % 2))
             # The first lives fill caches of Python, torch and the allocator.
+            gc.collect()
             if number >= REQUESTS // 5:
-                seen.append(usage())
+                seen.append(Footprint.of())
             if ASKED:
-                print(number + 1, stored, computed, usage(), engine.backend.stats()["kv"], file=sys.stderr, flush=True)
+                print(
+                    number + 1,
+                    stored,
+                    computed,
+                    Footprint.of(),
+                    engine.backend.stats()["kv"],
+                    file=sys.stderr,
+                    flush=True,
+                )
     engine.settle()
     stats = engine.backend.stats()["kv"]
     engine.detach()
@@ -104,10 +103,10 @@ def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine
     assert stats["under_way"] == 0
     assert stats["host_used"] <= stats["host_slots"]
     if seen:
-        assert max(one["threads"] for one in seen) <= seen[0]["threads"]
-        assert max(one["descriptors"] for one in seen) - seen[0]["descriptors"] <= 2
+        assert seen[-1].threads <= seen[0].threads
+        assert seen[-1].descriptors <= seen[0].descriptors + 2
         # 64 MiB in thousands of requests and hundreds of stores is noise of the allocator, and no leak of pages.
-        assert seen[-1]["rss_kib"] - seen[0]["rss_kib"] < 64 << 10
+        assert seen[-1].rss - seen[0].rss < 64 << 20
 
 
 def test_a_server_answers_the_same_whatever_happens(detached: Server, tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_a_server_answers_the_same_whatever_happens(detached: Server, tmp_path: 
     # Which part was computed together decides how sums are rounded, and nothing else decides an answer.
     answers: dict[tuple[int, int], tuple[int, ...]] = {}
     stored = aborted = 0
-    before: dict[str, int] = {}
+    before: Footprint | None = None
     server.attach(config(tmp_path, host="16MiB"))
     total = 400 if ASKED else 40
     for number in range(total):
@@ -142,30 +141,19 @@ def test_a_server_answers_the_same_whatever_happens(detached: Server, tmp_path: 
             server.flush()
             flip(tmp_path, every=1_000_000)
             server.attach(config(tmp_path, host="16MiB"))
-            now = server_usage(server)
+            now = Footprint.of(*server.processes())
             before = before if number > total // 4 and before else now
             if ASKED:
                 print(number + 1, stored, aborted, now, file=sys.stderr, flush=True)
     assert stored > 0
-    after = server_usage(server)
-    assert after["threads"] <= before["threads"] + 2
-    assert after["descriptors"] <= before["descriptors"] + 4
-    assert after["rss_kib"] <= before["rss_kib"] + (64 << 10)
+    assert before is not None
+    after = Footprint.of(*server.processes())
+    assert after.threads <= before.threads + 2
+    assert after.descriptors <= before.descriptors + 4
+    assert after.rss <= before.rss + (64 << 20)
 
 
 def _abandoned(server: Server, tokens: list[int], name: str) -> None:
     # Over before it could be aborted, or an error or nothing as it was.
     with contextlib.suppress(Exception):
         server.generate(tokens, name=name)
-
-
-def server_usage(server: Server) -> dict[str, int]:
-    """What the processes of a server have together."""
-    totals = {"rss_kib": 0, "threads": 0, "descriptors": 0}
-    for pid in server.processes():
-        process = Path(f"/proc/{pid}")
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            totals["rss_kib"] += int((process / "status").read_text().split("VmRSS:")[1].split()[0])
-            totals["threads"] += len(os.listdir(process / "task"))
-            totals["descriptors"] += len(os.listdir(process / "fd"))
-    return totals

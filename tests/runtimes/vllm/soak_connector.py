@@ -5,13 +5,13 @@ Not collected by default: `python -m pytest soak_connector.py -s`. `KVTIER_SOAK_
 
 import os
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kvtier
+from footprint import Footprint
 from kvtier.vllm import rank as rank_module
 from kvtier.vllm.rank import Rank
 from vllm import SamplingParams
@@ -41,18 +41,6 @@ class Moody:
 
     def _refuse(self, *_: object, **__: object) -> kvtier.Ticket:
         raise kvtier.Busy("refused by the soak")
-
-
-def usage() -> dict[str, int]:
-    """Of this process."""
-    status = Path("/proc/self/status").read_text()
-    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return {
-        "rss_mib": int(resident.split()[1]) >> 10,
-        "threads": threading.active_count(),
-        "native_threads": len(os.listdir("/proc/self/task")),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-    }
 
 
 def of_kvtier() -> int:
@@ -96,25 +84,25 @@ def phase(
     early = 0
     for first in range(0, requests, BURST):
         if not early and first >= requests // 5:
-            early = usage()["rss_mib"]
+            early = Footprint.of().rss
         burst(engine, first, expected, mood, seen)
         if path is not None and mood.random() < 0.1:
             flip(mood.choice(list(segments(path))))
             seen["damaged"] += 1
-    return seen, usage()["rss_mib"] - early
+    return seen, (Footprint.of().rss - early) >> 20
 
 
 def test_nothing_leaks_and_no_byte_is_wrong(model_of: Callable[[str], Path], tmp_path: Path) -> None:
     mood = random.Random(7)
     with Engine("gqa", model_of("gqa"), **SMALL) as engine:
         expected = [engine.generate([each], tokens=2).tokens[0] for each in PROMPTS]
-    before = usage()
+    before = Footprint.of()
     print("\nbefore", before)
     for number in range(2):
         with Engine("gqa", model_of("gqa"), **SMALL) as engine:
             seen, grown = phase(engine, REQUESTS // PHASES // 2, expected, mood, None)
-        print("without kvtier", number, dict(seen), "grown MiB", grown, "after", usage())
-    after: list[dict[str, int]] = []
+        print("without kvtier", number, dict(seen), "grown MiB", grown, "after", Footprint.of())
+    after: list[Footprint] = []
     for number in range(PHASES):
         transfer = connector(tmp_path, host="6MiB", nvme="64MiB", timeout=5.0, keep_at_exit=number % 2 == 0)
         with Engine("gqa", model_of("gqa"), transfer=transfer, **SMALL) as engine:
@@ -127,15 +115,15 @@ def test_nothing_leaks_and_no_byte_is_wrong(model_of: Callable[[str], Path], tmp
             counts = {name: value for name, value in engine.metrics().items() if "kvtier" in name}
             pool = scheduler.kv_cache_manager.block_pool
             assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "blocks of the KV cache leaked"
-            during = usage()
+            during = Footprint.of()
         assert of_kvtier() == 0
         assert not rank_module._OF_ENGINE
-        after.append(usage())
+        after.append(Footprint.of())
         print(number, dict(seen), {name.removeprefix("vllm:kvtier_"): int(value) for name, value in counts.items()})
         print("  grown MiB", grown, "during", during, "after", after[-1])
     # Memory is printed and not judged: vLLM's own grows with every engine of a process.
-    assert after[-1]["descriptors"] <= before["descriptors"]
-    assert after[-1]["threads"] <= before["threads"]
+    assert after[-1].descriptors <= after[0].descriptors
+    assert after[-1].threads <= after[0].threads
 
 
 def settle(engine: Engine, rank: Rank, scheduler: Any) -> int:

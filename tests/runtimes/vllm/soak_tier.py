@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from footprint import Footprint
 from kvtier import Busy
 from vllm import SamplingParams
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
@@ -113,15 +114,14 @@ class Refuses:
     put = get
 
 
-def held() -> dict[str, int]:
+def held() -> Footprint:
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "threads": len(list(Path("/proc/self/task").iterdir())),
-        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "tiers": Path("/proc/self/maps").read_text().count("/dev/shm/vllm_offload"),
-        "mebibytes": pages * os.sysconf("SC_PAGE_SIZE") >> 20,
-    }
+    return Footprint.of()
+
+
+def mapped() -> int:
+    """CPU tiers that this process maps."""
+    return Path("/proc/self/maps").read_text().count("/dev/shm/vllm_offload")
 
 
 @contextmanager
@@ -178,31 +178,31 @@ def quiet(engine: Engine, faults: Faults) -> tuple[int, int]:
 def test_soak(model_of: Callable[[str], Path], tmp_path: Path) -> None:
     chance, oracle = random.Random(7), Oracle()
     faults = Faults(tmp_path, chance)
-    cancelled, loaded, missed, half, after = 0, 0, 0, [], []
+    cancelled, loaded, missed, grown, after = 0, 0, 0, [], []
     for _ in range(LIVES):
         with serving(model_of("gqa"), tmp_path) as engine:
             cancelled += life(engine, REQUESTS // LIVES // 2, oracle, faults, chance)
-            half.append(held())
+            half = held()
             cancelled += life(engine, REQUESTS // LIVES // 2, oracle, faults, chance)
             whole = held()
-            assert whole["threads"] <= half[-1]["threads"]
-            assert whole["descriptors"] <= half[-1]["descriptors"]
-            half[-1]["mebibytes"] = whole["mebibytes"] - half[-1]["mebibytes"]
+            assert whole.threads <= half.threads
+            assert whole.descriptors <= half.descriptors
+            grown.append((whole.rss - half.rss) >> 20)
             good, bad = quiet(engine, faults)
             loaded, missed = loaded + good, missed + bad
         after.append(held())
+        assert mapped() == 0
         print(f"\n{len(after) * REQUESTS // LIVES} requests: {after[-1]}", flush=True)
     print(f"\n{REQUESTS} requests, {oracle.compared} compared, {cancelled} cancelled, faults {faults.done}")
     print(f"{loaded} blocks loaded, {missed} found and not loaded; after each life: {after}")
-    print(f"mebibytes in the second half of each life: {[each['mebibytes'] for each in half]}")
+    print(f"mebibytes in the second half of each life: {grown}")
     assert oracle.compared > REQUESTS // 10
     assert loaded > 0
-    assert [each["tiers"] for each in after] == [0] * LIVES
     # The first life is that in which Python and vLLM take what they keep.
-    assert after[-1]["threads"] <= after[1]["threads"]
-    assert after[-1]["descriptors"] <= after[1]["descriptors"]
+    assert after[-1].threads <= after[1].threads
+    assert after[-1].descriptors <= after[1].descriptors
     # vLLM's own memory moves by some tens of mebibytes. What the tier keeps is seen without an engine, below.
-    assert min(each["mebibytes"] for each in half[1:]) <= 64
+    assert min(grown[1:]) <= 64
 
 
 def test_the_tier_keeps_nothing_of_requests(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_the_tier_keeps_nothing_of_requests(tmp_path: Path) -> None:
     print(f"\n{below.tier._counts.blocks_loaded} blocks loaded and compared: {after[1]} .. {after[-1]}")
     assert below.tier._counts.blocks_loaded > 50_000
     assert below.tier._store.stats()["under_way"] == len(below.tier._failed) == len(below.tier._jobs) == 0
-    assert after[-1]["descriptors"] == after[1]["descriptors"]
-    assert after[-1]["threads"] <= after[1]["threads"]
-    assert after[-1]["mebibytes"] <= after[1]["mebibytes"] + 8
+    assert after[-1].descriptors == after[1].descriptors
+    assert after[-1].threads <= after[1].threads
+    assert after[-1].rss <= after[1].rss + (8 << 20)
     below.tier.shutdown()
 
 

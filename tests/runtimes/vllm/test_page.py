@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from models import FAMILIES, prompt
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from page import line_of
+
+from models import FAMILIES, prompt
 
 ON_A_CPU = [
     "--dtype",
