@@ -235,6 +235,8 @@ impl Rig {
                 }
             }
             self.calls.push(call);
+            let puts = self.calls.iter().filter(|call| matches!(call.op, RemoteOp::Put(_))).count();
+            assert!(puts <= 8 + 1, "a store that takes 64 calls has room for loads");
         }
         for reply in std::mem::take(&mut self.out.replies) {
             let at = self.open.iter().position(|o| o.id == reply.request).unwrap();

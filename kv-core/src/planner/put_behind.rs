@@ -20,6 +20,9 @@ const MOST_PUTS: u32 = 64;
 const PUT_SHARE: u32 = 8;
 /// Blocks of one call.
 const PUT_BATCH: u32 = 16;
+/// Calls that store something, over all stores: far fewer than a store takes at once, so that loads always find room.
+/// Blocks that come one by one wait behind them, and go on together.
+const MOST_PUT_CALLS: u32 = 8;
 
 impl Planner {
     /// A computed block is in host RAM: it will be stored where that is wanted.
@@ -44,6 +47,7 @@ impl Planner {
         while let Some(slow) = &mut self.slow
             && !slow.to_put.is_empty()
             && slow.puts_in_flight < most
+            && slow.put_calls_in_flight < MOST_PUT_CALLS
         {
             let room = PUT_BATCH.min(most - slow.puts_in_flight) as usize;
             let batch: Vec<_> = slow.to_put.drain(..room.min(slow.to_put.len())).collect();
@@ -84,6 +88,7 @@ impl Planner {
         }
         if let Some(slow) = &mut self.slow {
             slow.puts_in_flight += writes.len() as u32;
+            slow.put_calls_in_flight += 1;
         }
         let id = job_id(self.jobs.insert(InFlight::Put { remote, sources }));
         let op = RemoteOp::Put(writes);
@@ -102,6 +107,7 @@ impl Planner {
         self.stats.remote_writes_lost += (sources.len() - stored) as u64;
         if let Some(slow) = &mut self.slow {
             slow.puts_in_flight -= sources.len() as u32;
+            slow.put_calls_in_flight -= 1;
             if let Some(remote) = slow.remote(remote) {
                 remote.health.note(now, stored > 0);
             }

@@ -65,6 +65,7 @@ pub(super) struct Slow {
     /// Computed blocks that wait to be stored remotely, oldest first.
     pub(super) to_put: VecDeque<(NodeId, BlockKey)>,
     pub(super) puts_in_flight: u32,
+    pub(super) put_calls_in_flight: u32,
 }
 
 /// What the rule makes of what NVMe has of a request.
@@ -106,6 +107,7 @@ impl Slow {
             offers: Vec::new(),
             to_put: VecDeque::new(),
             puts_in_flight: 0,
+            put_calls_in_flight: 0,
         })
     }
 
