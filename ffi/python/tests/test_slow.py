@@ -1,5 +1,7 @@
 """Load or recompute, and remote stores."""
 
+import time
+
 import kvtier
 import pytest
 from conftest import BLOCK, MIB, page
@@ -8,11 +10,11 @@ TOKENS = 512
 SECRET = bytes(range(32))
 
 
-def node(shared, **more):
+def node(shared, host=4 * MIB, **more):
     """Two of them are two nodes: the same model and secret, a shared directory, nothing else."""
     return kvtier.Store(
         BLOCK,
-        4 * MIB,
+        host,
         model="m",
         revision="1",
         secret=SECRET,
@@ -51,6 +53,16 @@ def test_what_one_node_has_stored_another_loads(tmp_path):
         assert account["recompute_only"] > 0
         # Keys by themselves are not asked for remotely.
         assert list(second.exists([b"absent"])) == [0]
+
+
+def test_a_burst_of_blocks_reaches_the_remote_store_also_one_by_one(tmp_path):
+    with node(tmp_path, host=64 * MIB) as store:
+        tickets = [store.put([b"%d" % number], page(number)) for number in range(200)]
+        assert [ticket.wait().done for ticket in tickets] == [1] * 200
+        until = time.monotonic() + 60
+        while store.stats()["remote_writes"] < 200:
+            assert time.monotonic() < until, store.stats()
+            time.sleep(0.01)
 
 
 def test_a_chain_ends_at_its_first_gap(store):

@@ -115,7 +115,7 @@ def fetch(pins: Pins, found: list[bytes], blocks: int) -> Fetch:
 
 
 def finish(fetching: Fetch) -> None:
-    for _, tickets in fetching._under_way.values():
+    for _, _, tickets in fetching._under_way:
         for ticket in tickets:
             ticket.done = True  # type: ignore[attr-defined]
 
@@ -131,15 +131,17 @@ def test_a_chain_ends_where_fetching_ends() -> None:
     assert pins.released == 1
 
 
-def test_windows_are_fetched_where_full_attention_ends() -> None:
-    pins = Pins([6, 3])
+@pytest.mark.parametrize("one_more", [1, 0])
+def test_windows_are_fetched_where_full_attention_ends(one_more: int) -> None:
+    pins = Pins([6, one_more, 2])
     fetching = fetch(pins, [bytes([HOST]) * 4 + bytes(4), bytes([0, HOST, 0, 0, 0, 0, 0, NVME])], 8)
     finish(fetching)
     assert fetching.answer() is None
-    # The window of two before block 6, and one more.
-    assert pins.chains == [chain(0, 8), chain(1, 8)[3:6]]
+    # The window of two before block 6, and one more that may never have been stored.
+    assert pins.chains == [chain(0, 8), chain(1, 8)[3:4], chain(1, 8)[4:6]]
     finish(fetching)
-    full, window = bytes([HOST] * 4 + [FETCHED] * 2 + [0] * 2), bytes([0, HOST, 0] + [FETCHED] * 3 + [0, NVME])
+    full = bytes([HOST] * 4 + [FETCHED] * 2 + [0] * 2)
+    window = bytes([0, HOST, 0, FETCHED * one_more, FETCHED, FETCHED, 0, NVME])
     assert fetching.answer() == full + window
 
 

@@ -33,13 +33,12 @@ class Fetch:
         self._pin = pin
         self._groups = [groups.get(get_offload_group_idx(chain[0])) if chain else None for chain in ask.chains]
         self._held: list[Ticket] = []
-        self._under_way: dict[int, tuple[int, list[Ticket]]] = {}
-        """By chain: the first key that is fetched, and its tickets."""
+        self._under_way: list[tuple[int, int, list[Ticket]]] = []
+        """Which chain, the first key that is fetched, and its tickets."""
         self._windows_begun = False
         for at, group in enumerate(self._groups):
             if group is not None and group.window is None and any(place != HOST for place in found[at]):
-                self._begin(at, 0, len(found[at]))
-                if at not in self._under_way:
+                if not self._begin(at, 0, len(found[at])):
                     # What NVMe has was not weighed, so that it is not loaded.
                     self._found[at] = bytes(place if place == HOST else 0 for place in found[at])
 
@@ -56,7 +55,7 @@ class Fetch:
 
     def end(self) -> None:
         """Lets go of what is held and gives up the rest."""
-        for _, tickets in self._under_way.values():
+        for _, _, tickets in self._under_way:
             self._held += tickets
         self._under_way.clear()
         for ticket in self._held:
@@ -64,9 +63,11 @@ class Fetch:
             ticket.release()
         self._held.clear()
 
-    def _begin(self, at: int, first: int, last: int) -> None:
-        if tickets := self._pin(self.ask.chains[at][first:last]):
-            self._under_way[at] = (first, tickets)
+    def _begin(self, at: int, first: int, last: int) -> bool:
+        tickets = self._pin(self.ask.chains[at][first:last])
+        if tickets:
+            self._under_way.append((at, first, tickets))
+        return bool(tickets)
 
     def _begin_windows(self) -> None:
         """A window matters only where the full layers end; vLLM looks there first."""
@@ -80,19 +81,20 @@ class Fetch:
                 continue
             chain = self._found[at]
             last = min(min(ends) // group.tokens_per_block, len(chain)) if ends else len(chain)
-            # One more, as the end may lie inside a block.
-            first = max(0, last - group.window - 1)
-            if any(place != HOST for place in chain[first:last]):
-                self._begin(at, first, last)
+            first = max(0, last - group.window)
+            # One more, as the end may lie inside a block; by itself, as whoever stored the window may not have had it.
+            for begin, end in ((first - 1, first), (first, last)):
+                if begin >= 0 and any(place != HOST for place in chain[begin:end]):
+                    self._begin(at, begin, end)
 
     def _arrived(self) -> bool:
-        ends: dict[int, list[Summary]] = {}
-        for at, (_, tickets) in self._under_way.items():
-            ends[at] = [end for ticket in tickets if (end := ticket.poll()) is not None]
-            if len(ends[at]) < len(tickets):
+        ends: list[list[Summary]] = []
+        for _, _, tickets in self._under_way:
+            ends.append([end for ticket in tickets if (end := ticket.poll()) is not None])
+            if len(ends[-1]) < len(tickets):
                 return False
-        for at, (first, tickets) in self._under_way.items():
-            last = first + min(end.prefix for end in ends[at])
+        for (at, first, tickets), ended in zip(self._under_way, ends, strict=True):
+            last = first + min(end.prefix for end in ended)
             found = self._found[at]
             fetched = bytes(place or FETCHED for place in found[first:last])
             # Of a chain, nothing is loaded behind what was fetched. A window is none.
