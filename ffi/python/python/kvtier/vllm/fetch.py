@@ -37,10 +37,10 @@ class Fetch:
         """Which chain, the first key that is fetched, and its tickets."""
         self._windows_begun = False
         for at, group in enumerate(self._groups):
-            if group is not None and group.window is None and any(place != HOST for place in found[at]):
-                if not self._begin(at, 0, len(found[at])):
-                    # What NVMe has was not weighed, so that it is not loaded.
-                    self._found[at] = bytes(place if place == HOST else 0 for place in found[at])
+            whole = group is not None and group.window is None
+            if whole and any(place != HOST for place in found[at]) and not self._begin(at, 0, len(found[at])):
+                # What NVMe has was not weighed, so that it is not loaded.
+                self._found[at] = bytes(place if place == HOST else 0 for place in found[at])
 
     def answer(self) -> bytes | None:
         """Where each key of the ask is, once everything has been fetched that will be."""
