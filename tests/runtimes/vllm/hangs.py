@@ -64,8 +64,10 @@ class HangingPool:
         return self._pool.offload(*given, queue=self._queue, **named)
 
     def drain(self) -> list[tuple[int, int, int]]:
-        ended = [(tag, 0, 0) for late, tag in self._loads if late.done]
-        self._loads = [load for load in self._loads if not load[0].done]
+        # Asked once: another one may end at any time.
+        done = [late.done for late, _ in self._loads]
+        ended = [(tag, 0, 0) for (_, tag), over in zip(self._loads, done, strict=True) if over]
+        self._loads = [load for load, over in zip(self._loads, done, strict=True) if not over]
         return [*self._queue.drain(), *ended]
 
     def __getattr__(self, name: str) -> Any:
