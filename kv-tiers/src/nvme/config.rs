@@ -5,7 +5,7 @@ use std::path::Path;
 use super::error::NvmeError;
 use super::format::Superblock;
 use super::geometry::Geometry;
-use super::store::{Access, FileStore, SegmentStore};
+use super::inspect::open_to_look;
 
 /// What to do with what is in the directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,9 +93,7 @@ impl LogConfig {
 
 /// How the log in a directory is laid out, if there is one that can be read: opening it says why it cannot.
 fn found_in(dir: &Path) -> Result<Option<Geometry>, NvmeError> {
-    let at = |doing| NvmeError::at(dir, doing);
-    let store = FileStore::open_for(dir, Access::ReadOnly).map_err(at("opening the directory"))?;
-    let bytes = store.superblock().map_err(at("reading the superblock"))?;
+    let (_, bytes) = open_to_look(dir)?;
     Ok(bytes.as_deref().and_then(Superblock::decode).map(|superblock| superblock.geometry))
 }
 

@@ -91,13 +91,19 @@ pub fn scrub(dir: &Path, progress: &mut dyn FnMut(usize)) -> Result<Inspection, 
 
 type ScanOf = fn(&dyn SegmentStore, &Superblock, SegmentId) -> Scan;
 
-fn examine(dir: &Path, scan: ScanOf, progress: &mut dyn FnMut(usize)) -> Result<Inspection, NvmeError> {
+/// The store of a log, for reading alone, and the bytes of its superblock if there is one.
+pub(super) fn open_to_look(dir: &Path) -> Result<(FileStore, Option<Vec<u8>>), NvmeError> {
     let at = |doing| NvmeError::at(dir, doing);
     let store = FileStore::open_for(dir, Access::ReadOnly).map_err(at("opening the directory"))?;
-    let bytes = store.superblock().map_err(at("reading the superblock"))?;
+    let superblock = store.superblock().map_err(at("reading the superblock"))?;
+    Ok((store, superblock))
+}
+
+fn examine(dir: &Path, scan: ScanOf, progress: &mut dyn FnMut(usize)) -> Result<Inspection, NvmeError> {
+    let (store, bytes) = open_to_look(dir)?;
     let bytes = bytes.ok_or_else(|| NvmeError::NoLog(dir.to_path_buf()))?;
     let superblock = Superblock::decode(&bytes).ok_or(NvmeError::Superblock)?;
-    let present = store.segments().map_err(at("listing segments"))?;
+    let present = store.segments().map_err(NvmeError::at(dir, "listing segments"))?;
     let Superblock { geometry, floor, .. } = superblock;
     let mut seen = Inspection {
         payload_bytes: geometry.payload_bytes as u64,
