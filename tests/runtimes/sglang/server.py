@@ -18,7 +18,6 @@ from pathlib import Path
 from weights import llama
 
 HERE = Path(__file__).parent
-"""The configuration of the model. Its weights are made by `weights`."""
 PAGE = 64
 """Tokens of a page."""
 DEVICE_TOKENS = 4096
