@@ -44,7 +44,7 @@ def test_soak(tmp_path):
         # What the first storage manager of a process brings with it stays: threads of LMCache's and torch's.
         settled = lives[1:]
         for name in ("threads", "descriptors"):
-            assert not settled or settled[-1][name] <= settled[0][name], [line[name] for line in lives]
+            assert len({line[name] for line in settled}) <= 1, [line[name] for line in lives]
         # LMCache never lets go of a storage manager and of its L1, also over its own adapters. The rest is ours.
         if settled:
             grown = settled[-1]["rss_mib"] - settled[0]["rss_mib"]

@@ -103,8 +103,8 @@ def test_requests_never_see_a_wrong_byte_and_leave_nothing_behind(engine: Engine
     assert stats["under_way"] == 0
     assert stats["host_used"] <= stats["host_slots"]
     if seen:
-        assert seen[-1].threads <= seen[0].threads
-        assert seen[-1].descriptors <= seen[0].descriptors + 2
+        assert max(one.threads for one in seen) <= seen[0].threads
+        assert max(one.descriptors for one in seen) - seen[0].descriptors <= 2
         # 64 MiB in thousands of requests and hundreds of stores is noise of the allocator, and no leak of pages.
         assert seen[-1].rss - seen[0].rss < 64 << 20
 
